@@ -1,0 +1,68 @@
+"""Segmentation of images, videos and tomograms with no labels and no pretrained weights.
+
+>>> import spwnet
+>>> sample = spwnet.sample("composite")
+>>> model = spwnet.train(sample.images[:2], settings=spwnet.make_settings(overrides={"training.epochs": 1}))
+>>> spwnet.segment(model, sample.images).labels[7].shape
+(240, 320)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from spwnet.api import Segmentation, demo, evaluate, load, segment, train
+    from spwnet.config import PRESETS, Settings, make_settings
+    from spwnet.errors import SpwnetError, Stopped
+    from spwnet.runs import TrainedModel
+    from spwnet.samples import sample
+    from spwnet.training import Progress
+
+_HOME = {
+    "train": "spwnet.api",
+    "segment": "spwnet.api",
+    "load": "spwnet.api",
+    "demo": "spwnet.api",
+    "evaluate": "spwnet.api",
+    "Segmentation": "spwnet.api",
+    "PRESETS": "spwnet.config",
+    "Settings": "spwnet.config",
+    "make_settings": "spwnet.config",
+    "SpwnetError": "spwnet.errors",
+    "Stopped": "spwnet.errors",
+    "TrainedModel": "spwnet.runs",
+    "sample": "spwnet.samples",
+    "Progress": "spwnet.training",
+}
+
+__all__ = [
+    "PRESETS",
+    "Progress",
+    "Segmentation",
+    "Settings",
+    "SpwnetError",
+    "Stopped",
+    "TrainedModel",
+    "demo",
+    "evaluate",
+    "load",
+    "make_settings",
+    "sample",
+    "segment",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import spwnet` loads no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'spwnet' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,564 @@
+"""The whole program in five calls: train, segment, load, evaluate, demo."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spwnet import metrics, outputs, report
+from spwnet.classes import areas, palette
+from spwnet.config import Settings
+from spwnet.devices import convolution_type, memory_format, pick_device
+from spwnet.errors import InputError, RunError, SettingsError, Stopped
+from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
+from spwnet.prediction import predict, predict_all, prepare_image
+from spwnet.preparation import measure
+from spwnet.runs import Results, Run, TrainedModel, make_network
+from spwnet.samples import sample
+from spwnet.training import Progress, check_images, fit, set_up_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from spwnet.config import LabelSettings
+    from spwnet.images import ImageSource
+    from spwnet.model import WNet
+    from spwnet.preparation import Normalisation, Prepared
+    from spwnet.superpixels import Superpixels
+    from spwnet.training import TrainingImage
+
+
+logger = logging.getLogger(__name__)
+
+FEW_CLASSES = 3
+"""Fewer live classes than this are called a collapse."""
+
+
+def train(
+    images: Any,
+    run: str | Path | None = None,
+    *,
+    settings: Settings | None = None,
+    frames: Sequence[int] | str | None = None,
+    superpixels: Any = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> TrainedModel:
+    """Train a network on one or a few images, without labels.
+
+    Parameters
+    ----------
+    images : path, glob, array, or sequence of these
+        Images of one kind: files, a folder, a multi-page TIFF, arrays (H, W) or (H, W, C).
+    run : path, optional
+        Directory for settings, weights, history and previews; without one nothing is written.
+    settings : Settings, optional
+        See `make_settings`; the default preset if not given.
+    frames : sequence of int or "all", optional
+        Frame numbers to train on; without them `training.images` of them, spread evenly.
+    superpixels : path or sequence of (H, W) int arrays, optional
+        The user's superpixels of all the images, for the method "labels".
+    device : str
+        "auto", "cpu", "cuda" or "mps".
+    overwrite, resume : bool
+        Replace what is in `run`, or go on with it.
+    on_progress : callable
+        Called with a `Progress` after each step.
+
+    Returns
+    -------
+    TrainedModel
+
+    Raises
+    ------
+    SpwnetError
+        Before training starts, for any input, setting or place that cannot be used.
+    Stopped
+        After Ctrl-C, with everything kept to go on from.
+    """
+    settings = settings or Settings()
+    target = pick_device(device)
+    directory = None if run is None else Run(run)
+    if directory is not None:
+        outputs.prepare_folder(directory.folder, overwrite=overwrite, resume=resume)
+    data = _training_data(images, frames, superpixels, settings)
+    dtype = convolution_type(settings.training.precision, target)
+    data.info |= {"device": str(target), "precision": str(dtype).removeprefix("torch."), **outputs.provenance()}
+    if directory is not None:
+        if resume and directory.description.exists():
+            if _check_resumable(directory, settings, data.info):
+                return load(directory.folder, device=device)
+        else:
+            resume = False
+            directory.create(overwrite=overwrite)
+        directory.write({"finished": False, **data.info}, settings, data.normalisation)
+
+    network = make_network(settings, data.info["channels"]).to(target)
+    batch = [set_up_image(prepared, regions, settings, target) for prepared, regions in data.pairs]
+    start = time.monotonic()
+    with stoppable() as should_stop:
+        fit(
+            network,
+            batch,
+            settings,
+            run=directory,
+            resume=resume,
+            on_progress=on_progress,
+            on_preview=lambda done: _write_preview(directory, done, network, data, batch, settings),
+            should_stop=should_stop,
+        )
+    data.info["seconds"] = round(time.monotonic() - start, 1)
+    data.info["classes"] = _classes_in_use(network, data, settings)
+    if directory is not None:
+        directory.save_weights(network)
+        directory.write({"finished": True, **data.info}, settings, data.normalisation)
+    return TrainedModel(network, settings, data.normalisation, data.info)
+
+
+@dataclass
+class _TrainingData:
+    """Training images, prepared and oversegmented, with their statistics and what ``run.json`` says of them."""
+
+    pairs: list[tuple[Prepared, Superpixels | None]]
+    normalisation: Normalisation
+    info: dict[str, Any]
+
+
+def _training_data(
+    images: Any, frames: Sequence[int] | str | None, superpixels: Any, settings: Settings
+) -> _TrainingData:
+    """Read, check, prepare and oversegment the training images."""
+    source = open_images(images, settings.images.axes)
+    chosen = _training_indices(source, frames, settings)
+    channels = check_same_channels(source, chosen)
+    label_source = _label_source(superpixels, settings, len(source))
+    raw = [source[index] for index in chosen]
+    normalisation = measure(raw, settings.images)
+    pairs = [
+        prepare_image(image, settings, normalisation, label_source(index))
+        for image, index in zip(raw, chosen, strict=True)
+    ]
+    check_images([prepared for prepared, _ in pairs], settings)
+    described = []
+    for image, (prepared, regions) in zip(raw, pairs, strict=True):
+        height, width = prepared.unit.shape[:2]
+        count = None if regions is None else regions.count
+        logger.info("%s: %d×%d working pixels, %s superpixels", image.name, height, width, count or "no")
+        described.append(
+            {
+                "name": image.name,
+                "sha256": fingerprint(image),
+                "shape": list(image.pixels.shape),
+                "working_shape": [height, width],
+                "superpixels": count,
+            }
+        )
+    return _TrainingData(pairs, normalisation, {"channels": channels, "images": described})
+
+
+def _write_preview(
+    directory: Run | None,
+    done: int,
+    network: WNet,
+    data: _TrainingData,
+    batch: Sequence[TrainingImage],
+    settings: Settings,
+) -> None:
+    """Write input, reconstruction and labels of the first few training images."""
+    if directory is None:
+        return
+    precision, few = settings.training.precision, slice(report.MOST_ROWS)
+    picture = report.preview(
+        [prepared.unit for prepared, _ in data.pairs[few]],
+        [report.reconstruct(network, image.pixels, data.normalisation, precision) for image in batch[few]],
+        [predict(network, *pair, settings.labels.mode, precision) for pair in data.pairs[few]],
+        palette(settings.model.classes),
+    )
+    outputs.write_picture(directory.preview(done), picture)
+
+
+def _classes_in_use(network: WNet, data: _TrainingData, settings: Settings) -> dict[str, int]:
+    """Count the working pixels of each class that is left on the training images; warn if hardly any is."""
+    mode, precision = settings.labels.mode, settings.training.precision
+    n_classes = settings.model.classes
+    counts = np.sum([areas(predict(network, *pair, mode, precision), n_classes) for pair in data.pairs], axis=0)
+    used = {str(k): int(n) for k, n in enumerate(counts) if n}
+    if len(used) < FEW_CLASSES:
+        logger.warning(
+            "only %d of %d classes are left on the training images: the training collapsed. Try another `seed`, "
+            "a lower `losses.continuity`, or a higher `losses.image`.",
+            len(used),
+            n_classes,
+        )
+    return used
+
+
+def load(run: str | Path, *, device: str = "auto") -> TrainedModel:
+    """Read a trained model from a run directory.
+
+    Raises
+    ------
+    RunError
+        If it is not a finished run, is damaged, or is of a newer format.
+    """
+    model = Run(run).load()
+    model.network.to(pick_device(device), memory_format=memory_format(2))  # type: ignore[call-overload]
+    return model
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The labels of a set of images.
+
+    Attributes
+    ----------
+    names : tuple of str
+        One for each image, in order.
+    labels : list of (H, W) int32 arrays
+        Class of each pixel in the images' own sizes; empty if they were written to a folder.
+    areas : dict of {str: dict of {int: int}}
+        Pixels of each class in each image.
+    folder : Path or None
+        Where labels, overlays and ``segmentation.json`` were written.
+    """
+
+    names: tuple[str, ...]
+    labels: list[NDArray[np.int32]]
+    areas: dict[str, dict[int, int]]
+    folder: Path | None = None
+
+
+def segment(
+    model: TrainedModel | str | Path,
+    images: Any,
+    output: str | Path | None = None,
+    *,
+    frames: Sequence[int] | str | None = None,
+    superpixels: Any = None,
+    labels: LabelSettings | None = None,
+    suffix: str = ".png",
+    overlays: bool = True,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Segmentation:
+    """Segment images with a trained model; a class has the same id in every one of them.
+
+    Parameters
+    ----------
+    model : TrainedModel or path
+        What `train` or `load` returned, or a run directory.
+    images : path, glob, array, or sequence of these
+    output : path, optional
+        Folder for ``labels/``, ``overlays/`` and ``segmentation.json``; without one the labels are returned.
+    frames : sequence of int or "all", optional
+        Frame numbers to segment; all of them if not given.
+    superpixels : path or sequence of (H, W) int arrays, optional
+        The user's superpixels, if the model was trained on such.
+    labels : LabelSettings, optional
+        Labelling and cleaning other than the run's own.
+    suffix : str
+        ".png" or ".tif".
+    overlays : bool
+        Write the overlays, too.
+    device : str
+    overwrite, resume : bool
+        Replace what is in `output`, or write only what is missing there.
+    on_progress : callable
+        Called with a `Progress` after each image.
+
+    Returns
+    -------
+    Segmentation
+
+    Raises
+    ------
+    SpwnetError
+        For any input, setting or place that cannot be used.
+    Stopped
+        After Ctrl-C; what is written is complete.
+    """
+    if not isinstance(model, TrainedModel):
+        model = load(model, device=device)
+    cleaning = labels or model.settings.labels
+    n_classes = model.settings.model.classes
+    outputs.label_dtype(n_classes, suffix)
+    source = open_images(images, model.settings.images.axes)
+    chosen = frame_indices(source, "all" if frames is None else frames)
+    channels = check_same_channels(source, chosen)
+    if channels != model.info["channels"]:
+        raise InputError(
+            f"expected images of {model.info['channels']} channels as in training, but '{source.names[chosen[0]]}' "
+            f"has {channels}; segment images of the same kind"
+        )
+    label_source = _label_source(superpixels, model.settings, len(source))
+    writer = None
+    if output is not None:
+        writer = Results(output, model, cleaning, suffix=suffix, overlays=overlays, overwrite=overwrite, resume=resume)
+    todo = [index for index in chosen if writer is None or source.names[index] not in writer.done]
+
+    found: list[NDArray[np.int32]] = []
+    counts: dict[str, dict[int, int]] = dict(writer.done) if writer else {}
+    start = time.monotonic()
+    stream = predict_all(
+        model.network, source, todo, model.settings, model.normalisation, cleaning, label_source,
+        pictures=overlays and writer is not None,
+    )  # fmt: skip
+    with stoppable() as should_stop:
+        for done, prediction in enumerate(stream, start=1):
+            counts[prediction.name] = {k: n for k, n in enumerate(areas(prediction.labels, n_classes)) if n}
+            if writer is None:
+                found.append(prediction.labels)
+            else:
+                picture, stride = prediction.picture, prediction.stride
+                writer.write(prediction.name, prediction.labels, counts[prediction.name], picture, stride)
+            left = (time.monotonic() - start) / done * (len(todo) - done)
+            on_progress(Progress("segment", done, len(todo), left, {}))
+            if done < len(todo) and should_stop():
+                raise Stopped(
+                    f"stopped after {done} of {len(todo)} images; go on by `--resume` (in Python `resume=True`)"
+                )
+    names = tuple(source.names[index] for index in chosen)
+    counts = {name: counts[name] for name in names}
+    if writer is not None:
+        writer.finish(counts)
+    return Segmentation(names, found, counts, None if writer is None else writer.folder)
+
+
+def evaluate(
+    predicted: Any,
+    truth: Any,
+    *,
+    naming: Sequence[int] | None = None,
+    ignore: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Compare label images with a truth.
+
+    Parameters
+    ----------
+       predicted, truth : path, glob, array, or sequence of these
+           Label images. Files are paired by name, ``NAME.png`` also with ``NAME_0.png``, ``NAME_1.png`` … of several
+           annotators; arrays by order.
+       naming : sequence of int, optional
+           Frame numbers on which each predicted class is named after the truth class it overlaps most; the mean
+           IoU is then taken over all the other frames.
+       ignore : sequence of int
+           Truth labels that do not count.
+
+    Returns
+    -------
+       dict
+           Means over the images of each metric by name; "covering", "probabilistic_rand" and
+    all annotators; with `naming` also "mean_iou" and "iou".
+
+    Raises
+    ------
+       InputError
+           If images cannot be paired or their shapes differ.
+    """
+    ours, theirs = open_images(predicted, None), open_images(truth, None)
+    tables: dict[int, list[metrics.Contingency]] = {}
+    for position, others in _paired(ours, theirs):
+        labels = _label_image(ours, position)
+        for other in others:
+            annotation = _label_image(theirs, other)
+            if annotation.shape != labels.shape:
+                raise InputError(
+                    f"expected label images of one shape, but '{ours.names[position]}' has {labels.shape} and "
+                    f"'{theirs.names[other]}' has {annotation.shape}; compare in the size of the input"
+                )
+            table = metrics.contingency(labels, annotation, ignore)
+            tables.setdefault(ours.numbers[position], []).append(table)
+    result: dict[str, Any] = {"images": len(tables)}
+    # Over annotators first, then over images, as the field does.
+    scores = [[metrics.score_table(table) for table in several] for several in tables.values()]
+    for name in metrics.METRICS:
+        result[name] = float(np.mean([np.mean([entry[name] for entry in several]) for several in scores]))
+    parts = [metrics.covering_parts(table) for several in tables.values() for table in several]
+    result["covering"] = sum(covered for covered, _ in parts) / sum(size for _, size in parts)
+    if naming is not None:
+        rest = sorted(set(tables) - set(naming))
+        missing = sorted(set(naming) - set(tables))
+        if missing or not rest or not naming:
+            raise InputError(
+                f"expected naming frames among the {len(tables)} that have a truth, with others left to score, but "
+                + (f"frame {missing[0]} has none" if missing else f"got {len(naming)} of them")
+                + f"; frames run from {min(tables)} to {max(tables)}"
+            )
+        names = metrics.naming(metrics.pooled([tables[number][0] for number in naming]))
+        result["mean_iou"], iou = metrics.mean_iou(metrics.pooled([tables[number][0] for number in rest]), names)
+        result["iou"] = {str(label): value for label, value in iou.items()}
+    return result
+
+
+def demo(
+    output: str | Path = "spwnet-demo",
+    *,
+    name: str = "composite",
+    settings: Settings | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Train on two frames of an embedded sample, segment all of them, and score against the exact truth.
+
+    Parameters
+    ----------
+    output : path
+        Folder for the run, the segmentation and ``demo.png``.
+    name : str
+        Name of the sample, see `sample`.
+    settings, device, overwrite, on_progress
+        As in `train`.
+
+    Returns
+    -------
+    dict
+        "mean_iou" and "iou" of the frames that were not trained on, "seconds", "picture".
+    """
+    folder = Path(output)
+    outputs.prepare_folder(folder, overwrite=overwrite)
+    data = sample(name)
+    training = [0, len(data.images) // 2]
+    start = time.monotonic()
+    model = train(
+        data.images, folder / "run", settings=settings, frames=training, device=device, overwrite=overwrite,
+        on_progress=on_progress,
+    )  # fmt: skip
+    segment(model, data.images, folder / "segmentation", overwrite=overwrite, on_progress=on_progress)
+    seconds = time.monotonic() - start
+    found = open_images(folder / "segmentation" / "labels", None)
+    labels = [found[i].pixels[..., 0] for i in range(len(found))]
+    tables = [metrics.contingency(found, true) for found, true in zip(labels, data.truth, strict=True)]
+    names = metrics.naming(metrics.pooled([tables[i] for i in training]))
+    rest = [i for i in range(len(labels)) if i not in training]
+    mean, iou = metrics.mean_iou(metrics.pooled([tables[i] for i in rest]), names)
+
+    lookup = np.array([names.get(k, len(data.class_names)) for k in range(model.settings.model.classes)])
+    rows = []
+    for i in (rest[0], rest[len(rest) // 2], rest[-1]):
+        display = data.images[i]
+        drawn = [outputs.overlay(display, k, palette(model.settings.model.classes))
+                 for k in (labels[i], lookup[labels[i]], data.truth[i])]  # fmt: skip
+        rows.append([display, *drawn])
+    picture = outputs.grid(rows, captions=["input", "classes found", "named", "truth"])
+    outputs.write_picture(folder / "demo.png", picture)
+    result = {
+        "sample": name,
+        "mean_iou": mean,
+        "iou": {data.class_names[k]: v for k, v in iou.items()},
+        "seconds": round(seconds, 1),
+        "picture": str(folder / "demo.png"),
+    }
+    outputs.write_json(folder / "demo.json", result)
+    return result
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+
+    def on_interrupt(*_: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:
+    """Positions of the training images: those named, or a few spread evenly from first to last."""
+    if frames is not None:
+        return frame_indices(source, frames)
+    count = min(settings.training.images, len(source))
+    chosen = [int(i) for i in np.linspace(0, len(source) - 1, count).round()] if count > 1 else [0]
+    if count < len(source):
+        logger.info(
+            "training on %d of %d images: %s (choose others by `frames`, or how many by `training.images`)",
+            count, len(source), ", ".join(source.names[i] for i in chosen),
+        )  # fmt: skip
+    return chosen
+
+
+def _label_source(superpixels: Any, settings: Settings, count: int) -> Callable[[int], NDArray[Any] | None]:
+    """Return a function from an image's position to the user's superpixels of it."""
+    given = superpixels if superpixels is not None else settings.superpixels.labels
+    if given is None:
+        return lambda _: None
+    if settings.superpixels.method != "labels":
+        raise SettingsError(
+            "expected `superpixels.method = 'labels'` because superpixels were given, but it is "
+            f"{settings.superpixels.method!r}"
+        )
+    source = open_images(given, None)
+    if len(source) != count:
+        raise InputError(f"expected one superpixel image for each of {count} images, but got {len(source)}")
+    return lambda index: _label_image(source, index)
+
+
+def _label_image(source: ImageSource, index: int) -> NDArray[Any]:
+    image = source[index]
+    if image.pixels.shape[-1] != 1:
+        raise InputError(
+            f"expected a label image of one channel, but '{image.name}' has {image.pixels.shape[-1]}; "
+            "save class ids, not colours"
+        )
+    return image.pixels[..., 0]
+
+
+def _paired(ours: ImageSource, theirs: ImageSource) -> list[tuple[int, list[int]]]:
+    """Pair label images: by name, then by name_k of several annotators, or by order if no name fits."""
+    pairs = []
+    for position, name in enumerate(ours.names):
+        pattern = re.compile(re.escape(name) + r"(_\d+)?")
+        others = [k for k, other in enumerate(theirs.names) if pattern.fullmatch(other)]
+        if others:
+            pairs.append((position, others))
+    if not pairs and len(ours) == len(theirs):
+        return [(k, [k]) for k in range(len(ours))]
+    if not pairs:
+        raise InputError(
+            f"expected truth images of the same names as the {len(ours)} predicted ones, or as many, but got "
+            f"{len(theirs)} and none named like '{ours.names[0]}'"
+        )
+    return pairs
+
+
+def _check_resumable(directory: Run, settings: Settings, info: dict[str, Any]) -> bool:
+    """Check that a run is of these settings and images; return whether it is finished."""
+    before, old_settings, _ = directory.read()
+    if old_settings != settings:
+        ours, theirs = settings.model_dump(), old_settings.model_dump()
+        odd = next(key for key in ours if ours[key] != theirs[key])
+        raise RunError(
+            f"expected the settings of the run in {directory.folder} to go on with it, but `{odd}` differs; "
+            "use the same settings, another directory, or `--overwrite`"
+        )
+    if [image["sha256"] for image in before.get("images", [])] != [image["sha256"] for image in info["images"]]:
+        raise RunError(
+            f"expected the training images of the run in {directory.folder} to go on with it, but got others; "
+            "use the same images, another directory, or `--overwrite`"
+        )
+    return bool(before.get("finished"))

@@ -1,0 +1,475 @@
+"""What the labels mean: colours of the classes, cleaning, areas, and naming by overlap with a truth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import product
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from spwnet.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from spwnet.config import LabelSettings
+
+    Labels = NDArray[np.integer[Any]]
+
+Id = TypeVar("Id", bound="np.integer[Any]")
+
+# The first eight are Okabe & Ito's. The others are found one by one, each as far as can be from all before it for the
+# viewer who tells it apart worst; tests/test_classes.py does it again. Embedded, so that no rounding can change them.
+_COLOURS = np.frombuffer(
+    bytes.fromhex(
+        "0072b2 d55e00 cc79a7 f0e442 56b4e9 e69f00 009e73 000000 "
+        "8800ff 663311 ccffaa 112288 554455 00ffdd 88bb66 bb55ff "
+        "aa5544 441155 8811cc 99ff77 003322 aa0088 ddaaaa bbccee "
+        "dd00bb aa3300 886677 cccc99 9999ff dd7744 1100cc 7777dd "
+        "ddff11 885555 445588 44dd55 770033 ff6688 ee99cc 551144 "
+        "ffcccc 663366 66cc22 331166 bb5533 6622aa 442200 8844ff "
+        "ee77cc bbdd88 99ffff 8844cc 448855 446611 883333 ee5566 "
+        "ff3399 88ccff eebb55 88ffbb 553399 5500aa 888811 0000ff"
+    ),
+    dtype=np.uint8,
+).reshape(-1, 3)
+
+
+def palette(n: int) -> NDArray[np.uint8]:
+    """Return the colours of classes 0 … n−1, chosen for the colour-blind as well.
+
+    The first eight are the colours of [1]_, ordered so that neighbours in number contrast. The next 56 are a greedy
+    farthest-point selection in CIELAB: each is the candidate whose smallest distance to those before it is largest,
+    where the distance is the smallest under normal vision, protanopia, deuteranopia and tritanopia, simulated as in
+    [2]_. Nobody tells more than that apart; later classes repeat the 64 colours, lighter and darker in turn.
+
+    Parameters
+    ----------
+    n : int
+        Number of classes.
+
+    Returns
+    -------
+    ndarray of uint8, shape (n, 3)
+        sRGB. The colour of a class does not depend on `n`.
+
+    References
+    ----------
+    .. [1] M. Okabe, K. Ito. *Color Universal Design*, 2008. https://jfly.uni-koeln.de/color/
+    .. [2] G. M. Machado, M. M. Oliveira, L. A. F. Fernandes. A physiologically-based model for simulation of color
+       vision deficiency. *IEEE Trans. Vis. Comput. Graph.* 15(6), 2009.
+    """
+    turn, entry = np.divmod(np.arange(n), len(_COLOURS))
+    # Multiples of the golden ratio spread over an interval for any number of turns.
+    share = np.where(turn == 0, 0.0, 0.2 + 0.5 * ((turn + 1) // 2 * 0.6180339887 % 1))
+    end = np.where(turn % 2, 255.0, 0.0)
+    mixed = _COLOURS[entry] * (1 - share)[:, None] + (end * share)[:, None]
+    colours: NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
+    return colours
+
+
+def clean(labels: NDArray[Id], settings: LabelSettings) -> NDArray[Id]:
+    """Merge classes, fill holes, reassign small pieces of a class and remove small pieces, in this order.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    settings : LabelSettings
+        What to do; all is off by default.
+
+    Returns
+    -------
+    ndarray of int, shape of `labels`
+        Class ids.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids.
+    """
+    labels = fill_holes(merge_classes(labels, settings.merge), settings.fill_holes)
+    for rule in settings.reassign:
+        labels = reassign_small(labels, rule.source, rule.smaller_than, rule.to)
+    return remove_small(labels, settings.remove_objects)
+
+
+def merge_classes(labels: NDArray[Id], groups: Sequence[Sequence[int]]) -> NDArray[Id]:
+    """Make each group of classes one class, of the smallest id in the group.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    groups : sequence of sequences of int
+        Class ids that are one; no class in two groups. Classes that do not occur in `labels` do no harm.
+
+    Returns
+    -------
+    ndarray of int, shape of `labels`
+        Class ids.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids.
+    """
+    ids = _checked(labels)
+    table = np.arange(max([ids.max(), *(k for group in groups for k in group)]) + 1)
+    for group in filter(None, groups):
+        table[list(group)] = min(group)
+    return table[ids].astype(labels.dtype)
+
+
+def fill_holes(labels: NDArray[Id], smaller_than: int) -> NDArray[Id]:
+    """Give small holes in a class to that class.
+
+    A hole in class k is a connected piece of pixels of other classes, one or several, that touches nothing but k, not
+    even at a corner, and does not reach the border of the image. Filled until there is none left.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    smaller_than : int
+        Holes of fewer pixels than this are filled.
+
+    Returns
+    -------
+    ndarray of int, shape of `labels`
+        Class ids.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids.
+    """
+    ids = _checked(labels)
+    if smaller_than <= 1:
+        return labels
+    pieces = _connected_pieces(ids)
+    classes = pieces.classes.copy()
+    open_ = pieces.at_border | (pieces.sizes >= smaller_than)
+    if open_.all():
+        return labels
+    changed = True
+    while changed:
+        changed = False
+        for k in np.unique(classes):
+            hole = _holes(pieces, classes, int(k), open_, smaller_than)
+            if hole.any():
+                classes[hole] = k
+                changed = True
+    return classes[pieces.image].astype(labels.dtype)
+
+
+def reassign_small(labels: NDArray[Id], source: int, smaller_than: int, to: int) -> NDArray[Id]:
+    """Give small connected pieces of one class to another class.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    source : int
+        Class whose pieces (full connectivity) are looked at.
+    smaller_than : int
+        Pieces of fewer pixels than this change their class.
+    to : int
+        The class they become.
+
+    Returns
+    -------
+    ndarray of int, shape of `labels`
+        Class ids.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids, or of a type that does not hold `to`.
+    """
+    from scipy import ndimage
+
+    ids = _checked(labels)
+    if to > np.iinfo(labels.dtype).max:
+        raise InputError(f"expected labels of a type that holds class {to}, but got {labels.dtype}; convert them first")
+    pieces, _ = ndimage.label(ids == source, structure=np.ones((3,) * ids.ndim))
+    small = np.bincount(pieces.ravel()) < smaller_than
+    small[0] = False  # everything that is not `source`
+    return np.where(small[pieces], to, ids).astype(labels.dtype)
+
+
+def remove_small(labels: NDArray[Id], smaller_than: int) -> NDArray[Id]:
+    """Give small connected pieces of any class to the class they touch most.
+
+    The smallest piece goes first and becomes one with the pieces of its new class around it, until no piece is
+    smaller than the limit or only one is left. How much two pieces touch is the number of pixel sides (3-D: faces)
+    they share; between classes that are touched alike the smaller id wins.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    smaller_than : int
+        Pieces (full connectivity) of fewer pixels than this are removed.
+
+    Returns
+    -------
+    ndarray of int, shape of `labels`
+        Class ids.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids.
+    """
+    ids = _checked(labels)
+    if smaller_than <= 1:
+        return labels
+    pieces = _connected_pieces(ids)
+    if pieces.sizes.min() >= smaller_than:
+        return labels
+    owner = _absorb(pieces, smaller_than)
+    while (owner[owner] != owner).any():
+        owner = owner[owner]
+    return pieces.classes[owner][pieces.image].astype(labels.dtype)
+
+
+def areas(labels: Labels, n_classes: int) -> list[int]:
+    """Count the pixels of each class.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    n_classes : int
+        Number of classes; ids are 0 … n_classes − 1.
+
+    Returns
+    -------
+    list of int
+        Pixels of class 0 … n_classes − 1.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids, or has an id of `n_classes` or more.
+    """
+    counts: list[int] = np.bincount(_checked(labels).ravel(), minlength=n_classes).tolist()
+    if len(counts) > n_classes:
+        raise InputError(
+            f"expected class ids below {n_classes}, but the labels hold class {len(counts) - 1}; "
+            "give the number of classes they were made with"
+        )
+    return counts
+
+
+def match_by_overlap(
+    predicted: Labels | Sequence[Labels], truth: Labels | Sequence[Labels], ignore: int | None = None
+) -> dict[int, int]:
+    """Name predicted classes: each is the truth class that it overlaps most.
+
+    Parameters
+    ----------
+    predicted, truth : ndarray of int, or sequences of such
+        Class ids, pairwise of the same shape; several frames count as one big one.
+    ignore : int, optional
+        Truth id of pixels that do not count.
+
+    Returns
+    -------
+    dict of int to int
+        Truth class of each predicted class, in order of predicted class; between truth classes that are overlapped
+        alike the smaller id wins. A class all of whose pixels are ignored is left out.
+
+    Raises
+    ------
+    InputError
+        If there are not as many predictions as truths, their shapes differ, or an id is negative.
+    """
+    many_predicted = [predicted] if isinstance(predicted, np.ndarray) else predicted
+    many_truths = [truth] if isinstance(truth, np.ndarray) else truth
+    if len(many_predicted) != len(many_truths):
+        raise InputError(
+            f"expected one truth for each labelling, but got {len(many_predicted)} labellings and "
+            f"{len(many_truths)} truths; give them in the same order, one for one"
+        )
+    overlap: defaultdict[tuple[int, int], int] = defaultdict(int)
+    for one, other in zip(many_predicted, many_truths, strict=True):
+        if one.shape != other.shape:
+            raise InputError(
+                f"expected a labelling and its truth to be of one shape, but got {one.shape} and {other.shape}; "
+                "bring them to the same size first"
+            )
+        counted = np.ones(other.shape, bool) if ignore is None else other != ignore
+        pairs, counts = _pair_counts(one[counted], other[counted])
+        for pair, count in zip(pairs, counts, strict=True):
+            overlap[pair] += count
+    best: dict[int, tuple[int, int]] = {}
+    for (k, true), count in sorted(overlap.items()):
+        if k not in best or count > best[k][0]:
+            best[k] = (count, true)
+    return {k: true for k, (_, true) in best.items()}
+
+
+def apply_mapping(labels: Labels, mapping: Mapping[int, int], default: int) -> NDArray[np.intp]:
+    """Replace class ids.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    mapping : mapping of int to int
+        New id of each old one.
+    default : int
+        New id of all others.
+
+    Returns
+    -------
+    ndarray of int, shape of `labels`
+        New ids.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids.
+    """
+    ids = _checked(labels)
+    table = np.full(max([ids.max(), *mapping]) + 1, default)
+    table[list(mapping)] = list(mapping.values())
+    return table[ids]
+
+
+def _checked(labels: Labels) -> NDArray[np.intp]:
+    """Class ids as signed integers, wide enough for any arithmetic."""
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"expected whole numbers as class ids, but got {labels.dtype}; convert them to integers")
+    if labels.ndim not in (2, 3) or labels.size == 0:
+        raise InputError(
+            f"expected labels of shape (H, W) or (D, H, W), none of them 0, but got {labels.shape}; "
+            "give one image or volume at a time"
+        )
+    ids = labels.astype(np.intp)
+    if ids.min() < 0:
+        raise InputError(f"expected class ids of at least 0, but got {ids.min()}; give unlabelled pixels a class")
+    return ids
+
+
+def _pair_counts(
+    one: NDArray[np.integer[Any]], other: NDArray[np.integer[Any]]
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Count the pairs of ids at the same place."""
+    for ids in (one, other):
+        if ids.size and ids.min() < 0:
+            raise InputError(f"expected class ids of at least 0, but got {ids.min()}; name it as the one to ignore")
+    width = int(other.max(initial=0)) + 1
+    keys, counts = np.unique(one.astype(np.intp) * width + other.astype(np.intp), return_counts=True)
+    first, second = np.divmod(keys, width)
+    return list(zip(first.tolist(), second.tolist(), strict=True)), counts.tolist()
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """P connected pieces (full connectivity) of one class each, and the E pairs of them that touch."""
+
+    image: NDArray[np.intp]
+    """(*spatial) piece of each pixel, 0 … P−1 in scan order."""
+    sizes: NDArray[np.intp]
+    """(P,) pixels."""
+    classes: NDArray[np.intp]
+    """(P,) class ids."""
+    at_border: NDArray[np.bool_]
+    """(P,) whether the piece reaches the border of the image."""
+    pairs: NDArray[np.intp]
+    """(E, 2) pieces that touch, the smaller number first."""
+    shared: NDArray[np.intp]
+    """(E,) pixel sides shared; 0 if they meet at corners only."""
+
+
+def _connected_pieces(ids: NDArray[np.intp]) -> _Pieces:
+    from skimage import measure
+
+    image: NDArray[np.intp] = measure.label(ids, background=-1, connectivity=ids.ndim) - 1  # type: ignore[no-untyped-call]
+    sizes = np.bincount(image.ravel())
+    classes = np.empty_like(sizes)
+    classes[image.ravel()] = ids.ravel()
+    at_border = np.zeros(len(sizes), bool)
+    for axis, length in enumerate(ids.shape):
+        if length > 1:  # a volume of one slice is as good as an image
+            at_border[image.take([0, -1], axis)] = True
+    keys, sides = [], []
+    for offset in product((-1, 0, 1), repeat=ids.ndim):
+        if offset <= (0,) * ids.ndim:
+            continue
+        here = image[tuple(slice(max(-d, 0), n - max(d, 0)) for d, n in zip(offset, image.shape, strict=True))]
+        there = image[tuple(slice(max(d, 0), n - max(-d, 0)) for d, n in zip(offset, image.shape, strict=True))]
+        differ = here != there
+        one, other = here[differ], there[differ]
+        keys.append(np.minimum(one, other) * len(sizes) + np.maximum(one, other))
+        sides.append(np.full(len(one), np.abs(offset).sum() == 1))
+    unique, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    shared = np.bincount(inverse, weights=np.concatenate(sides), minlength=len(unique)).astype(np.intp)
+    pairs = np.stack(np.divmod(unique, len(sizes)), axis=1)
+    return _Pieces(image, sizes, classes, at_border, pairs, shared)
+
+
+def _holes(
+    pieces: _Pieces, classes: NDArray[np.intp], k: int, open_: NDArray[np.bool_], smaller_than: int
+) -> NDArray[np.bool_]:
+    """Mark the pieces that make up small holes in class k, given the present classes of the pieces."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(classes)
+    other = classes != k
+    one, two = pieces.pairs[other[pieces.pairs].all(axis=1)].T
+    _, group = connected_components(coo_array((np.ones(len(one)), (one, two)), shape=(n, n)), directed=False)
+    sizes = np.bincount(group, weights=pieces.sizes)
+    sizes[group[open_]] = smaller_than
+    holes: NDArray[np.bool_] = other & (sizes[group] < smaller_than)
+    return holes
+
+
+def _absorb(pieces: _Pieces, smaller_than: int) -> NDArray[np.intp]:
+    """Merge pieces, the smallest first, until all reach the limit: (P,) piece that each went into."""
+    sizes: list[int] = pieces.sizes.tolist()
+    classes: list[int] = pieces.classes.tolist()
+    owner = np.arange(len(sizes))
+    touching: list[dict[int, int]] = [{} for _ in sizes]
+    for (one, two), sides in zip(pieces.pairs.tolist(), pieces.shared.tolist(), strict=True):
+        touching[one][two] = touching[two][one] = sides
+    queue = [(size, piece) for piece, size in enumerate(sizes) if size < smaller_than]
+    heapify(queue)
+    while queue:
+        size, piece = heappop(queue)
+        if size != sizes[piece] or not touching[piece]:
+            continue  # it grew or went into another since, or it is all there is
+        border: defaultdict[int, int] = defaultdict(int)
+        for neighbour, sides in touching[piece].items():
+            border[classes[neighbour]] += sides
+        winner = max(border, key=lambda k: (border[k], -k))
+        group = [neighbour for neighbour in touching[piece] if classes[neighbour] == winner]
+        into = max(group, key=lambda p: (len(touching[p]), -p))  # the one with most neighbours: least to move
+        for part in [piece, *group]:
+            if part != into:
+                _move(touching, part, into)
+                owner[part] = into
+                sizes[into] += sizes[part]
+                sizes[part] = 0
+        if sizes[into] < smaller_than:
+            heappush(queue, (sizes[into], into))
+    return owner
+
+
+def _move(touching: list[dict[int, int]], part: int, into: int) -> None:
+    """Hand the neighbours of one piece over to another."""
+    for neighbour, sides in touching[part].items():
+        del touching[neighbour][part]
+        if neighbour != into:
+            total = touching[into].get(neighbour, 0) + sides
+            touching[into][neighbour] = touching[neighbour][into] = total
+    touching[part] = {}

@@ -1,0 +1,401 @@
+"""The command `spwnet`: one function for each command, thin over the API."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Group, Parameter
+
+from spwnet import __version__
+from spwnet.errors import SettingsError, SpwnetError, Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from spwnet.config import LabelSettings, Settings
+
+app = App(
+    name="spwnet",
+    version=__version__,
+    help="Segment images, videos and tomograms with no labels and no pretrained weights.",
+)
+
+TUNING = Group("Settings (preset < file < --set < flags)", sort_key=1)
+RUNNING = Group("Running", sort_key=2)
+
+Images = Annotated[list[str], Parameter(help="Files, folders or globs of images of one kind.", negative="")]
+Frames = Annotated[
+    str | None,
+    Parameter(help='Frame numbers: "10,123,270", "1:400:20" or "all".', group=RUNNING),
+]
+Preset = Annotated[str, Parameter(help="default, published-cheetah or published-hanyu.", group=TUNING)]
+SettingsFile = Annotated[Path | None, Parameter(name="--settings", help="TOML file of settings.", group=TUNING)]
+Sets = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set", help='One setting, for example "losses.cut=0.5"; `spwnet info --settings` lists all.',
+        negative="", group=TUNING,
+    ),
+]  # fmt: skip
+Classes = Annotated[int | None, Parameter(help="Number of classes K, `model.classes`.", group=TUNING)]
+Scale = Annotated[str | None, Parameter(help='Working size over input size, "1/3", `images.scale`.', group=TUNING)]
+Epochs = Annotated[int | None, Parameter(help="Epochs of training, `training.epochs`.", group=TUNING)]
+Seed = Annotated[int | None, Parameter(help="Seed of weights and patches, `seed`.", group=TUNING)]
+SuperpixelImages = Annotated[
+    str | None,
+    Parameter(name="--superpixels", help="Folder or glob of your own superpixel label images.", group=TUNING),
+]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=RUNNING)]
+Overwrite = Annotated[bool, Parameter(help="Replace what is in the output folder.", negative="", group=RUNNING)]
+Resume = Annotated[bool, Parameter(help="Go on with what is in the output folder.", negative="", group=RUNNING)]
+Merge = Annotated[
+    list[str] | None,
+    Parameter(help='Classes that are one, "0,1,3"; may be repeated.', negative="", group=TUNING),
+]
+FillHoles = Annotated[int | None, Parameter(help="Fill holes of fewer working pixels.", group=TUNING)]
+RemoveObjects = Annotated[int | None, Parameter(help="Remove pieces of fewer working pixels.", group=TUNING)]
+LabelMode = Annotated[
+    Literal["argmax_of_mean", "max_count_of_argmax"] | None,
+    Parameter(help="How a superpixel gets its label.", group=TUNING),
+]
+Suffix = Annotated[Literal["png", "tif"], Parameter(name="--format", help="Format of the label images.", group=RUNNING)]
+Overlays = Annotated[bool, Parameter(help="Write pictures with the classes drawn over the images.", group=RUNNING)]
+
+
+@app.command
+def train(
+    images: Images,
+    /,
+    *,
+    run: Annotated[Path, Parameter(help="Run directory to write.")],
+    frames: Frames = None,
+    preset: Preset = "default",
+    settings_file: SettingsFile = None,
+    sets: Sets = None,
+    classes: Classes = None,
+    scale: Scale = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    superpixels: SuperpixelImages = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+) -> None:
+    """Train a network on one or a few images; write it to a run directory."""
+    from spwnet import api
+
+    settings = _settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
+    with _bar() as on_progress:
+        model = api.train(
+            _inputs(images), run, settings=settings, frames=_frames(frames), device=device,
+            overwrite=overwrite, resume=resume, on_progress=on_progress,
+        )  # fmt: skip
+    _say(f"{len(model.info['classes'])} of {settings.model.classes} classes in use, {model.info['seconds']} s")
+    _say(f"run: {run}, previews: {run / 'previews'}")
+
+
+@app.command
+def segment(
+    run: Annotated[Path, Parameter(help="Run directory of a trained network.")],
+    images: Images,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write labels, overlays and segmentation.json to.")],
+    frames: Frames = None,
+    label_mode: LabelMode = None,
+    merge: Merge = None,
+    fill_holes: FillHoles = None,
+    remove_objects: RemoveObjects = None,
+    superpixels: SuperpixelImages = None,
+    suffix: Suffix = "png",
+    overlays: Overlays = True,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+) -> None:
+    """Segment images with a trained network; a class has the same id in all of them."""
+    from spwnet import api
+
+    model = api.load(run, device=device)
+    labels = _label_settings(model.settings, label_mode, merge, fill_holes, remove_objects)
+    with _bar() as on_progress:
+        result = api.segment(
+            model, _inputs(images), out, frames=_frames(frames), superpixels=superpixels, labels=labels,
+            suffix=f".{suffix}", overlays=overlays, device=device, overwrite=overwrite, resume=resume,
+            on_progress=on_progress,
+        )  # fmt: skip
+    _say(f"{len(result.names)} images: {out / 'labels'}" + (f", {out / 'overlays'}" if overlays else ""))
+
+
+@app.command(name="run")
+def run_both(
+    images: Images,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write: run/, labels/, overlays/, segmentation.json.")],
+    frames: Annotated[
+        str | None, Parameter(help="Frame numbers to train on; all images are segmented.", group=RUNNING)
+    ] = None,
+    preset: Preset = "default",
+    settings_file: SettingsFile = None,
+    sets: Sets = None,
+    classes: Classes = None,
+    scale: Scale = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    superpixels: SuperpixelImages = None,
+    suffix: Suffix = "png",
+    overlays: Overlays = True,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+) -> None:
+    """Train on a few of the images, then segment all of them."""
+    from spwnet import api, outputs
+
+    settings = _settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
+    inputs = _inputs(images)
+    outputs.prepare_folder(out, overwrite=overwrite, resume=resume)
+    with _bar() as on_progress:
+        model = api.train(
+            inputs, out / "run", settings=settings, frames=_frames(frames), device=device,
+            overwrite=overwrite, resume=resume, on_progress=on_progress,
+        )  # fmt: skip
+    with _bar() as on_progress:
+        result = api.segment(
+            model, inputs, out / "segmentation", suffix=f".{suffix}", overlays=overlays, device=device,
+            overwrite=overwrite, resume=resume, on_progress=on_progress,
+        )  # fmt: skip
+    _say(
+        f"trained on {len(model.info['images'])} images in {model.info['seconds']} s, "
+        f"{len(model.info['classes'])} classes in use"
+    )
+    _say(f"{len(result.names)} images segmented: {result.folder}")
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write.")] = Path("spwnet-demo"),
+    sample: Annotated[str, Parameter(help="Embedded input: composite or swim.")] = "composite",
+    sets: Sets = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Train on two frames of an embedded input, segment all of them, and score against the truth."""
+    from spwnet import api
+
+    settings = _settings("default", None, sets, None, None, None, None, None)
+    with _bar() as on_progress:
+        result = api.demo(
+            out, name=sample, settings=settings, device=device, overwrite=overwrite, on_progress=on_progress
+        )
+    _say("IoU of each class on the frames that were not trained on:")
+    for name, value in result["iou"].items():
+        _say(f"  {name:<12} {value:.3f}")
+    _say(f"  {'mean':<12} {result['mean_iou']:.3f}   ({result['seconds']} s)")
+    _say(f"picture: {result['picture']}")
+
+
+@app.command
+def evaluate(
+    predicted: Annotated[str, Parameter(help="Label images: a file, folder or glob.")],
+    truth: Annotated[str, Parameter(help="Truth of the same names (NAME_0, NAME_1 … of several annotators).")],
+    /,
+    *,
+    naming: Annotated[
+        str | None, Parameter(help="Frames on which classes are named, for the mean IoU on the others.")
+    ] = None,
+    ignore: Annotated[list[int] | None, Parameter(help="Truth labels that do not count.", negative="")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
+) -> None:
+    """Compare label images with a truth, by every metric of the field."""
+    from spwnet import api
+
+    chosen = _frames(naming)
+    if isinstance(chosen, str):
+        raise SettingsError("expected frame numbers for --naming, but got 'all'; some must be left to score")
+    result = api.evaluate(predicted, truth, naming=chosen, ignore=ignore or ())
+    if as_json:
+        _say(json.dumps(result, indent=2))
+        return
+    for name, value in result.items():
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                _say(f"  {name} {key:<21} {inner:.4f}")
+        else:
+            _say(f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name:<28} {value}")
+
+
+@app.command
+def info(
+    run: Annotated[Path | None, Parameter(help="Run directory to describe.")] = None,
+    /,
+    *,
+    settings: Annotated[bool, Parameter(help="List every setting with its default.", negative="")] = False,
+) -> None:
+    """Describe a run, list all settings, or show versions."""
+    if settings:
+        _list_settings()
+    elif run is not None:
+        from spwnet.runs import Run
+
+        description, resolved, normalisation = Run(run).read()
+        whole = {**description, "settings": resolved.model_dump(mode="json"), "normalisation": normalisation.to_json()}
+        _say(json.dumps(whole, indent=2, ensure_ascii=False))
+    else:
+        from spwnet.outputs import provenance
+
+        for name, value in provenance().items():
+            _say(f"{name:<16} {value}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0 done, 1 refused or failed, 130 stopped by Ctrl-C."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    console = Console(stderr=True)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", force=True,
+        handlers=[RichHandler(console=console, show_time=False, show_path=False, markup=False)],
+    )  # fmt: skip
+    try:
+        app(arguments)
+    except (Stopped, KeyboardInterrupt) as stop:
+        console.print(f"stopped: {stop}" if str(stop) else "stopped", markup=False, style="yellow")
+        return 130
+    except (SpwnetError, OSError, MemoryError) as error:
+        console.print(f"error: {error or type(error).__name__}", markup=False, style="red", soft_wrap=True)
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _inputs(images: list[str]) -> str | list[str]:
+    return images[0] if len(images) == 1 else images
+
+
+def _frames(text: str | None) -> list[int] | str | None:
+    """Read "10,123,270", "1:400:20" (stop included) or "all"."""
+    if text is None or text == "all":
+        return text
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, *rest = (int(number) for number in part.split(":"))
+            numbers += range(first, rest[0] + 1, *rest[1:]) if rest else [first]
+    except (ValueError, TypeError):
+        raise SettingsError(f'expected frames like "10,123,270", "1:400:20" or "all", but got {text!r}') from None
+    if not numbers:
+        raise SettingsError(f"expected at least one frame, but {text!r} holds none")
+    return numbers
+
+
+def _settings(
+    preset: str,
+    file: Path | None,
+    sets: list[str] | None,
+    classes: int | None,
+    scale: str | None,
+    epochs: int | None,
+    seed: int | None,
+    superpixels: str | None,
+) -> Settings:
+    from spwnet.config import make_settings
+
+    values = dict(_assignment(text) for text in sets or ())
+    flags = {
+        "model.classes": classes, "images.scale": scale, "training.epochs": epochs, "seed": seed,
+        "superpixels.labels": superpixels, "superpixels.method": "labels" if superpixels else None,
+    }  # fmt: skip
+    values |= {name: value for name, value in flags.items() if value is not None}
+    if isinstance(values.get("images.scale"), str) and "/" not in values["images.scale"] != "auto":
+        values["images.scale"] = _value(values["images.scale"])
+    return make_settings(preset, file, values)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise SettingsError(f'expected a setting like "losses.cut=0.5", but got {text!r}')
+    return name.strip(), _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    """Read a TOML value; anything else is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _label_settings(
+    settings: Settings,
+    mode: str | None,
+    merge: list[str] | None,
+    fill_holes: int | None,
+    remove_objects: int | None,
+) -> LabelSettings:
+    """Settings of labelling and cleaning: the run's, with flags over them."""
+    from spwnet.config import parse_settings
+
+    groups = None if merge is None else [_frames(group) for group in merge]
+    flags = {"mode": mode, "merge": groups, "fill_holes": fill_holes, "remove_objects": remove_objects}
+    values = settings.model_dump()
+    values["labels"] |= {name: value for name, value in flags.items() if value is not None}
+    return parse_settings(values).labels
+
+
+def _list_settings() -> None:
+    from spwnet.config import Settings, setting_names
+
+    defaults = Settings().model_dump(mode="json")
+    for name, description in setting_names().items():
+        value: Any = defaults
+        for part in name.split("."):
+            value = value[part]
+        _say(f"{name} = {json.dumps(value)}")
+        _say(f"    {description}")
+
+
+class _bar:
+    """Progress on the terminal: steps or images, losses, and the time left."""
+
+    def __enter__(self) -> Callable[[Any], None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.progress = Progress(*columns, console=Console(stderr=True))
+        self.progress.start()
+        self.tasks: dict[str, Any] = {}
+        return self.update
+
+    def update(self, state: Any) -> None:
+        if state.stage not in self.tasks:
+            self.tasks[state.stage] = self.progress.add_task(state.stage, total=state.total, note="")
+        losses = " ".join(f"{name} {value:.3f}" for name, value in state.values.items())
+        note = f"{_duration(state.seconds_left)} left  {losses}"
+        self.progress.update(self.tasks[state.stage], completed=state.done, total=state.total, note=note)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,398 @@
+"""Settings: frozen, validated, versioned. Every default of the program lives here, once."""
+
+from __future__ import annotations
+
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from spwnet.errors import SettingsError, did_you_mean
+
+SETTINGS_VERSION = 1
+
+UNKNOWN_KEY = "extra_forbidden"
+
+
+def _fraction(value: object) -> object:
+    """Read "1/3" as a number: a third has no exact decimal form to write in TOML."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+Scale = Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=8, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Span = tuple[int | None, int | None]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ImageSettings(_Section):
+    """How images are read and prepared."""
+
+    margin: int = Field(0, ge=0)
+    """Pixels of the input cut off at each border before anything else; they get the nearest class in the end."""
+    scale: Scale | Literal["auto"] = "auto"
+    """Working size over input size (0.2, "1/3"), or "auto": as large as `max_pixels` allows, at most 1."""
+    max_pixels: int = Field(90_000, ge=256)
+    """Pixels of a working image at most, when `scale` is "auto"."""
+    unsharp_radius: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Gaussian standard deviation of the unsharp mask in working pixels; 0 switches it off."""
+    unsharp_amount: Finite = 1.0
+    """Strength of the unsharp mask."""
+    normalise: Literal["standardise", "range"] = "standardise"
+    """Input of the network: zero mean and unit variance per channel, or the range 0…1 as it is."""
+    axes: str | None = None
+    """Order of the axes of arrays and TIFF pages, for example "YXC" or "TYX"; read from the file if not given."""
+
+    @model_validator(mode="after")
+    def _axes_known(self) -> ImageSettings:
+        axes = self.axes
+        if axes is not None and (
+            set(axes) - set("TZCYX") or len(set(axes)) != len(axes) or not {"Y", "X"} <= set(axes)
+        ):
+            raise ValueError(
+                f"expected axes made of Y and X and some of T, Z, C, each once, for example 'TYXC', but got {axes!r}"
+            )
+        return self
+
+
+class PatchSettings(_Section):
+    """Random patches drawn from the training images for each mini-batch."""
+
+    schedule: tuple[tuple[int, int, int], ...] | None = None
+    """Explicit list of (height, width, patches per mini-batch)."""
+    sides: tuple[int, ...] = ()
+    """Side lengths to generate a schedule from: every (height, width) pair within a factor of two."""
+    budget: int | None = Field(None, ge=1)
+    """Pixels of one size in a mini-batch, for a generated schedule; None: four patches of the largest side squared."""
+    rows: Span = (None, None)
+    """Rows of the working image (start, stop) that patches are drawn from, as in a Python slice."""
+    columns: Span = (None, None)
+    """Columns of the working image that patches are drawn from, as in a Python slice."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> PatchSettings:
+        if self.schedule is not None and self.sides:
+            raise ValueError("expected either `schedule` or `sides`, but got both; drop one")
+        for entry in self.schedule or ():
+            if min(entry) < 1:
+                raise ValueError(f"expected (height, width, count) of at least 1 each, but got {entry}")
+        if any(side < 1 for side in self.sides):
+            raise ValueError(f"expected sides of at least 1 pixel, but got {self.sides}")
+        return self
+
+
+class SuperpixelSettings(_Section):
+    """The oversegmentation."""
+
+    method: Literal["slic", "labels", "none"] = "slic"
+    """SLIC, label images of the user's, or none (dense mode: every loss and label at the pixels)."""
+    size: float = Field(20.0, ge=1, allow_inf_nan=False)
+    """Pixels in one superpixel on average, unless `count` is given."""
+    count: int | None = Field(None, ge=1)
+    """Superpixels asked for in one image; SLIC makes about as many, not exactly."""
+    compactness: float = Field(10.0, gt=0, allow_inf_nan=False)
+    """Weight of position against colour, on the scale of CIELAB (0…100)."""
+    sigma: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Gaussian smoothing before SLIC, in working pixels."""
+    labels: str | None = None
+    """Folder, file or glob of label images, one for each image in order, for `method = "labels"`."""
+
+
+class ModelSettings(_Section):
+    """The W-Net: two U-Nets, encoder C → K and decoder K → C."""
+
+    classes: int = Field(32, ge=2, le=65_536)
+    """K, the number of classes the encoder can tell apart."""
+    ch_mul: int = Field(16, ge=1)
+    """Channels of the first block; the width doubles at each of the `n_blocks` poolings."""
+    n_blocks: int = Field(4, ge=1, le=8)
+    """Poolings of each U-Net."""
+    final_norm: bool = True
+    """Batch normalisation without scale and offset on the encoder's output; keeps classes alive."""
+
+
+class LossSettings(_Section):
+    """Weights β of the losses (0 switches one off) and their temperatures τ."""
+
+    image: Weight = 1.0
+    """β of the reconstruction of whole training images."""
+    patches: Weight = 0.0
+    """β of the reconstruction of random patches."""
+    cut: Weight = 0.0
+    """β of the normalised cut."""
+    similarity: Weight = 1.0
+    """β of the cross-entropy against each superpixel's own label."""
+    continuity: Weight = 1.0
+    """β of the difference between a superpixel and its neighbours."""
+    tau_cut: Finite = -1.0
+    """τ of the cut's adjacency exp(τ·d), with d the distance of mean colours."""
+    tau_continuity: Finite = 0.0
+    """τ of the neighbours' weights softmax(τ·d); 0 weighs all neighbours alike."""
+
+
+class TrainingSettings(_Section):
+    """The optimisation."""
+
+    images: int = Field(4, ge=1)
+    """Training images, spread evenly over those given, unless the call names its frames."""
+    epochs: int = Field(10, ge=1)
+    """Epochs; previews and checkpoints come at their ends."""
+    batches: int = Field(10, ge=1)
+    """Mini-batches, and so optimiser steps, in one epoch."""
+    learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False)
+    """Learning rate of Adam."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the convolutions; "auto" takes bfloat16 where the processor has it."""
+
+
+class Reassign(_Section):
+    """Pieces of one class that are too small to be it, and the class they are instead."""
+
+    source: int = Field(ge=0)
+    """Class whose connected pieces are looked at."""
+    smaller_than: int = Field(ge=1)
+    """Pieces of fewer pixels than this change their class."""
+    to: int = Field(ge=0)
+    """The class they become."""
+
+
+class LabelSettings(_Section):
+    """From features to classes, and their cleaning, in working pixels and in this order."""
+
+    mode: Literal["argmax_of_mean", "max_count_of_argmax"] = "argmax_of_mean"
+    """A superpixel's label: arg max of its mean features, or the majority of its pixels' arg max."""
+    merge: tuple[tuple[int, ...], ...] = ()
+    """Groups of classes that are one; each takes the smallest id of its group."""
+    fill_holes: int = Field(0, ge=0)
+    """Holes within a class of fewer pixels than this take the class around them; 0 is off."""
+    reassign: tuple[Reassign, ...] = ()
+    """Small pieces of one class that become another."""
+    remove_objects: int = Field(0, ge=0)
+    """Connected pieces of fewer pixels than this take the class they touch most; 0 is off."""
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> LabelSettings:
+        members = [k for group in self.merge for k in group]
+        if any(k < 0 for k in members):
+            raise ValueError(f"expected class ids of at least 0, but got {self.merge}")
+        twice = sorted({k for k in members if members.count(k) > 1})
+        if twice:
+            raise ValueError(
+                f"expected each class in one group at most, but got class {twice[0]} twice in {self.merge}"
+            )
+        return self
+
+
+class Settings(_Section):
+    """All settings of a run. `device` and worker counts belong to a call, not to a run."""
+
+    version: int = SETTINGS_VERSION
+    """Version of this format."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the initial weights and of the patches."""
+    images: ImageSettings = ImageSettings()
+    patches: PatchSettings = PatchSettings()
+    superpixels: SuperpixelSettings = SuperpixelSettings()
+    model: ModelSettings = ModelSettings()
+    losses: LossSettings = LossSettings()
+    training: TrainingSettings = TrainingSettings()
+    labels: LabelSettings = LabelSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.version > SETTINGS_VERSION:
+            raise ValueError(
+                f"expected settings of format {SETTINGS_VERSION} or older, but got format {self.version}; "
+                "update spwnet to read them"
+            )
+        if self.losses.patches > 0 and not (self.patches.schedule or self.patches.sides):
+            raise ValueError(
+                "expected a patch schedule because `losses.patches` is above 0, but got none; "
+                "set `patches.sides` (for example [64, 96]) or `patches.schedule`, or `losses.patches = 0`"
+            )
+        weights = self.losses
+        if not any((weights.image, weights.patches, weights.cut, weights.similarity, weights.continuity)):
+            raise ValueError("expected at least one loss weight above 0, but all are 0; set one under `losses`")
+        if self.superpixels.method != "labels" and self.superpixels.labels is not None:
+            raise ValueError(
+                "expected `superpixels.method = 'labels'` because `superpixels.labels` names label images, "
+                f"but got {self.superpixels.method!r}"
+            )
+        beyond = [k for group in self.labels.merge for k in group if k >= self.model.classes]
+        if beyond:
+            raise ValueError(f"expected class ids below {self.model.classes} in `labels.merge`, but got {beyond[0]}")
+        return self
+
+
+# The published merges ({0, 1, 3} and {0, 6, 13, 25}) name classes of one trained network each: no preset can hold them.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "published-cheetah": {
+        "seed": 84,
+        "images": {"margin": 10, "scale": 1 / 3, "unsharp_radius": 5.0, "unsharp_amount": 1.0, "normalise": "range"},
+        "patches": {"schedule": ((64, 64, 9), (64, 96, 6), (96, 64, 6), (96, 96, 4))},
+        "superpixels": {"count": 12_000, "compactness": 10.0, "sigma": 1.0},
+        "model": {"classes": 32, "ch_mul": 64, "n_blocks": 4, "final_norm": False},
+        "losses": {
+            "image": 0.5,
+            "patches": 1.0,
+            "cut": 0.0,
+            "similarity": 0.1,
+            "continuity": 0.1,
+            "tau_continuity": 1.0,
+        },
+        "training": {"epochs": 15, "batches": 8, "learning_rate": 1e-3},
+        "labels": {"fill_holes": 100},
+    },
+    "published-hanyu": {
+        "seed": 0,
+        "images": {"margin": 0, "scale": 1 / 4, "unsharp_radius": 50.0, "unsharp_amount": 4.0, "normalise": "range"},
+        "patches": {
+            "schedule": ((64, 64, 16), (64, 128, 8), (128, 64, 8), (128, 128, 4)),
+            "rows": (None, -50),
+            "columns": (100, None),
+        },
+        "superpixels": {"count": 12_000, "compactness": 10.0, "sigma": 1.0},
+        "model": {"classes": 32, "ch_mul": 64, "n_blocks": 4, "final_norm": False},
+        "losses": {
+            "image": 0.0,
+            "patches": 1.0,
+            "cut": 0.0,
+            "similarity": 0.1,
+            "continuity": 0.1,
+            "tau_continuity": 0.0,
+        },
+        "training": {"epochs": 10, "batches": 8, "learning_rate": 1e-3},
+        "labels": {"remove_objects": 200},
+    },
+}
+
+
+def make_settings(
+    preset: str = "default",
+    file: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Settings:
+    """Build settings from a preset, a TOML file over it, and single values over both.
+
+    Parameters
+    ----------
+    preset : str
+        Name of an entry of `PRESETS`.
+    file : path, optional
+        TOML file with any of the settings, in tables named like the sections.
+    overrides : dict, optional
+        Nested (``{"model": {"classes": 8}}``) or dotted (``{"model.classes": 8}``) values.
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    SettingsError
+        If the preset or a setting is unknown (the nearest name is suggested), a value is out of
+        range, or the file cannot be read.
+    """
+    if preset not in PRESETS:
+        raise SettingsError(
+            f"expected one of the presets {', '.join(PRESETS)}, but got {preset!r}.{did_you_mean(preset, PRESETS)}"
+        )
+    values = _merged({}, PRESETS[preset])
+    if file is not None:
+        values = _merged(values, read_toml(file))
+    return parse_settings(_merged(values, _nested(overrides or {})))
+
+
+def read_toml(file: str | Path) -> dict[str, Any]:
+    """Read a TOML settings file.
+
+    Raises
+    ------
+    SettingsError
+        If the file is missing or not valid TOML.
+    """
+    path = Path(file)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"expected a TOML settings file at {path}, but there is no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise SettingsError(f"expected a readable TOML settings file at {path}, but: {error}") from error
+
+
+def parse_settings(values: dict[str, Any]) -> Settings:
+    """Validate nested values into `Settings`, with messages for people.
+
+    Raises
+    ------
+    SettingsError
+        Naming the setting, what was expected and what came.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_readable(error)) from None
+
+
+def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
+    """Return {dotted name: description} of every setting, in order of declaration."""
+    names: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names.update(setting_names(inner, f"{prefix}{name}."))
+        else:
+            names[prefix + name] = (field.description or "").strip()
+    return names
+
+
+def _readable(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        name = _name(item["loc"])
+        if item["type"] == UNKNOWN_KEY:
+            hint = did_you_mean(name, setting_names()) or did_you_mean(name, Settings.model_fields)
+            lines.append(f"unknown setting '{name}'.{hint or ' `spwnet info --settings` lists all settings.'}")
+        elif item["type"] == "value_error":
+            where = f"setting '{name}': " if name else ""
+            lines.append(where + item["msg"].removeprefix("Value error, "))
+        else:
+            text = item["msg"][0].lower() + item["msg"][1:]
+            lines.append(f"setting '{name}': {text}, but got {item['input']!r}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    """Dotted name of a setting; pydantic appends the branch of a union, which means nothing to users."""
+    return ".".join(str(part) for part in location if isinstance(part, int) or part.isidentifier())
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, key = name.split(".")
+        inner: dict[str, Any] = {key: value}
+        for section in reversed(sections):
+            inner = {section: inner}
+        nested = _merged(nested, inner)
+    return nested
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

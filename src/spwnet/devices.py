@@ -1,0 +1,77 @@
+"""Where the network runs, and in which arithmetic."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from spwnet.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device to compute on: "auto" takes a CUDA GPU, then an Apple GPU, then the CPU.
+
+    Raises
+    ------
+    SettingsError
+        If the device is unknown or this machine does not have it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+        raise SettingsError(
+            f"expected a device of this machine ({', '.join(have)}), but got {name!r}; leave it at 'auto'"
+        ) from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise SettingsError(f"expected the device 'auto', 'cpu', 'cuda' or 'mps', but got {name!r}")
+    return device
+
+
+def convolution_type(precision: str, device: torch.device) -> torch.dtype:
+    """Return the arithmetic of the convolutions: bfloat16 if asked for, or on "auto" where it is fast."""
+    if precision == "auto":
+        fast = (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)) or (
+            device.type == "cpu"
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            and torch.cpu._is_avx512_bf16_supported()
+        )
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def memory_format(ndim: int) -> torch.memory_format:
+    """Channels-last, for images of `ndim` spatial dimensions: convolutions are faster on it."""
+    return torch.channels_last if ndim == 2 else torch.channels_last_3d
+
+
+@contextmanager
+def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Run convolutions in `dtype`; everything that is not a convolution stays in float32."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Make one seed give one result: on GPUs some sums otherwise depend on the order of threads."""
+    before = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark

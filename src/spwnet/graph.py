@@ -1,0 +1,155 @@
+"""The region adjacency graph of superpixels, and the one place that pools pixels into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from spwnet.superpixels import Superpixels
+
+
+@dataclass(frozen=True)
+class RegionGraph:
+    """Superpixels as nodes, adjacent superpixels as edges.
+
+    Attributes
+    ----------
+    labels : (P,) int64 tensor
+        Superpixel of each pixel, in the order of the flattened image.
+    sizes : (N,) float32 tensor
+        Pixels in each superpixel.
+    edges : (2, E) int64 tensor
+        Adjacent superpixels (i, j), each pair in both directions, sorted by i then j.
+    distances : (E,) float32 tensor
+        d_ij, the Euclidean distance of the mean colours of i and j.
+    """
+
+    labels: Tensor
+    sizes: Tensor
+    edges: Tensor
+    distances: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of superpixels N."""
+        return self.sizes.shape[0]
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Average over each superpixel: F_i = mean of f over {p : s_p = i}.
+
+        Parameters
+        ----------
+        features : (K, *spatial) float tensor
+
+        Returns
+        -------
+        (N, K) tensor of the input's type
+        """
+        # Rows are pixels: for channels-last features this is a view, and each pixel adds one contiguous row.
+        rows = features.flatten(1).T
+        sums = rows.new_zeros((self.count, rows.shape[1])).index_add(0, self.labels, rows)
+        return sums / self.sizes[:, None].to(rows.dtype)
+
+    def argmax_of_mean(self, pooled: Tensor) -> Tensor:
+        """Return (N,) labels arg max_k F_ik, without gradient."""
+        return pooled.detach().argmax(1)
+
+    def max_count_of_argmax(self, features: Tensor) -> Tensor:
+        """Majority over each superpixel of its pixels' arg max_k f, the smallest class where two tie.
+
+        Parameters
+        ----------
+        features : (K, *spatial) float tensor
+
+        Returns
+        -------
+        (N,) int64 tensor, without gradient
+        """
+        n_classes = features.shape[0]
+        winners = features.detach().flatten(1).argmax(0)
+        votes = torch.bincount(self.labels * n_classes + winners, minlength=self.count * n_classes)
+        return votes.view(self.count, n_classes).argmax(1)
+
+    def node_labels(self, features: Tensor, pooled: Tensor, mode: str) -> Tensor:
+        """Label of each superpixel, (N,) int64, in one of the two published modes."""
+        return self.argmax_of_mean(pooled) if mode == "argmax_of_mean" else self.max_count_of_argmax(features)
+
+    def cut_weights(self, tau: float) -> Tensor:
+        """Return A_ij = exp(τ·d_ij) for each edge, (E,)."""
+        return torch.exp(tau * self.distances)
+
+    def continuity_weights(self, tau: float) -> Tensor:
+        """Return C_ij = softmax over the neighbours j of i of (τ·d_ij), for each edge, (E,)."""
+        source = self.edges[0]
+        logits = tau * self.distances
+        highest = logits.new_full((self.count,), -torch.inf).scatter_reduce(0, source, logits, "amax")
+        weights = torch.exp(logits - highest[source])
+        sums = weights.new_zeros(self.count).index_add(0, source, weights)
+        return weights / sums[source]
+
+
+def build_graph(superpixels: Superpixels, unit: NDArray[Any], device: torch.device | str = "cpu") -> RegionGraph:
+    """Join superpixels that touch, corners included (8 neighbours in 2-D, 26 in 3-D).
+
+    Parameters
+    ----------
+    superpixels : Superpixels
+    unit : (*spatial, C) float array
+        The image whose mean colours give the distances d_ij; any number of channels.
+    device : torch device
+        Where the tensors are made.
+
+    Returns
+    -------
+    RegionGraph
+    """
+    count = superpixels.count
+    flat = superpixels.labels.reshape(-1)
+    sizes = np.bincount(flat, minlength=count)
+    channels = np.asarray(unit).reshape(flat.size, -1)
+    means = np.stack([np.bincount(flat, weights=c, minlength=count) / sizes for c in channels.T], axis=1)
+
+    first, second = adjacent_pairs(superpixels.labels, count)
+    edges = np.concatenate([np.stack([first, second]), np.stack([second, first])], axis=1)
+    edges = edges[:, np.lexsort((edges[1], edges[0]))]
+    distances = np.sqrt(np.square(means[edges[0]] - means[edges[1]]).sum(1))
+    return RegionGraph(
+        labels=torch.from_numpy(flat.astype(np.int64)).to(device),
+        sizes=torch.from_numpy(sizes.astype(np.float32)).to(device),
+        edges=torch.from_numpy(edges).to(device),
+        distances=torch.from_numpy(distances.astype(np.float32)).to(device),
+    )
+
+
+def adjacent_pairs(labels: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (i, j), i < j, of labels 0 … `count` − 1 that touch, each once, in ascending order."""
+    codes = []
+    for offset in half_neighbourhood(labels.ndim):
+        here, there = shifted(labels.shape, offset)
+        a, b = labels[here], labels[there]
+        apart = a != b
+        a, b = a[apart].astype(np.int64), b[apart].astype(np.int64)
+        codes.append(np.minimum(a, b) * count + np.maximum(a, b))
+    unique = np.unique(np.concatenate(codes))
+    return unique // count, unique % count
+
+
+def half_neighbourhood(ndim: int, radius: int = 1) -> list[tuple[int, ...]]:
+    """Offsets of one half of the full neighbourhood: of each pair o, −o the one that is positive first."""
+    cube = product(range(-radius, radius + 1), repeat=ndim)
+    return [offset for offset in cube if offset > (0,) * ndim]
+
+
+def shifted(shape: tuple[int, ...], offset: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Slices of all pixels p with p + offset inside, and of those p + offset."""
+    here = tuple(slice(max(0, -o), n - max(0, o)) for n, o in zip(shape, offset, strict=True))
+    there = tuple(slice(max(0, o), n - max(0, -o)) for n, o in zip(shape, offset, strict=True))
+    return here, there

@@ -1,0 +1,495 @@
+"""Images from files, folders, stacks and arrays: the one place where image files are opened."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import math
+import re
+import weakref
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from spwnet.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from PIL.ImageFile import ImageFile
+
+logger = logging.getLogger(__name__)
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+TIFFS = (".tif", ".tiff")
+SUFFIXES = (*PICTURES, *TIFFS, ".npy")
+
+MOST_PIXELS = 10**9
+"""Pixels of one image at most, lest a small file fill the memory."""
+
+MOST_CHANNELS = 16
+"""A last axis of up to this length is read as channels where a three-dimensional array has no named axes."""
+
+ALPHA = {"LA", "RGBA", "PA", "La", "RGBa"}
+GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "F"}
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image as it was stored.
+
+    Attributes
+    ----------
+    pixels : (H, W, C) array
+        Integers or floats as stored, booleans as uint8, without alpha.
+    name : str
+        Unique in its source, without suffix.
+    rgb : bool
+        Whether the channels are red, green and blue.
+    """
+
+    pixels: NDArray[Any]
+    name: str
+    rgb: bool
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """An ordered set of images that are read one by one.
+
+    `names` are unique, ordered and safe as file names. `numbers` are the frame numbers users speak of. Indexing by a
+    position from 0 reads the image anew each time; its pixels are always (H, W, C), no axis dropped, and finite.
+    Indexing raises `InputError` for what cannot be read.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Unique names in order."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Frame numbers in order: the last integer in each file's name, or positions from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Image: ...
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """An array with named axes whose pixels `take` reads by basic indexing; Y, X, channel axes C and S, else frames."""
+
+    shape: tuple[int, ...]
+    axes: str
+    take: Callable[[tuple[int | slice, ...]], NDArray[Any]]
+    kept: int | None = None  # channels before the alpha, where there is alpha
+    coloured: bool = False  # three channels are red, green, blue
+
+    def __post_init__(self) -> None:
+        if 0 in self.shape:
+            raise InputError(f"expected at least one pixel, but the shape is {self.shape}")
+        height, width = (self.shape[self.axes.index(axis)] for axis in "YX")
+        if height * width > MOST_PIXELS:
+            raise InputError(
+                f"expected images of at most {MOST_PIXELS:,} pixels, but got {height}×{width}; cut it into parts"
+            )
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        return tuple(n for n, axis in zip(self.shape, self.axes, strict=True) if axis not in "YXCS")
+
+    @property
+    def channels(self) -> int:
+        return self.kept or math.prod(n for n, axis in zip(self.shape, self.axes, strict=True) if axis in "CS")
+
+    def read(self, frame: int) -> NDArray[Any]:
+        """Read one frame as an (H, W, C) array."""
+        where = iter(np.unravel_index(frame, self.frame_shape))
+        block = self.take(tuple(slice(None) if axis in "YXCS" else int(next(where)) for axis in self.axes))
+        axes = [axis for axis in self.axes if axis in "YXCS"]
+        order = sorted(range(len(axes)), key=lambda k: "YXCS".index(axes[k]))
+        block = block.transpose(order)
+        return block.reshape(*block.shape[:2], -1)[..., : self.kept]
+
+
+class _Images:
+    """The implementation of `ImageSource`: `locate` gives the stack and the frame in it at a position."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        numbers: Sequence[int],
+        locate: Callable[[int], tuple[_Stack, int]],
+        paths: Sequence[Path] = (),
+    ) -> None:
+        self.names, self.numbers = tuple(names), tuple(numbers)
+        self._locate = locate
+        self._where = tuple(map(str, paths)) or self.names
+        self._warned = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def channels(self, position: int) -> int:
+        """Count the channels of an image without reading its pixels."""
+        with _readable(self._where[position]):
+            return self._locate(position)[0].channels
+
+    def __getitem__(self, position: int) -> Image:
+        name = self.names[position]
+        with _readable(self._where[position]):
+            stack, frame = self._locate(position)
+            pixels = _plain(stack.read(frame))
+        if stack.kept is not None and not self._warned:
+            self._warned = True
+            logger.warning("the alpha channel is left out, in '%s' and any other image that has one", name)
+        return Image(pixels, name, stack.coloured and stack.channels == 3)
+
+
+def open_images(images: Any, axes: str | None = None) -> ImageSource:
+    """Open images without reading their pixels.
+
+    Parameters
+    ----------
+    images : path, array, sequence of either, or ImageSource
+        A path is a file, a folder, or a glob pattern such as ``"scan/**/*.tif"``; folders and patterns give their
+        files in natural order (frame2 before frame10), a list in its own. PNG, JPEG, BMP, TIFF and NPY are read.
+        One TIFF or NPY file, or one array, may hold many images; in a list each entry is one image.
+    axes : str, optional
+        Names of the axes of arrays, NPY and TIFF, for example "YXC", "CYX" or "TZCYX": Y, X, channels C, and frames
+        along any other. If not given, they are read from the TIFF; else two dimensions are YX, four TYXC, and three
+        YXC if the last is at most 16 and smaller than both others, or TYX.
+
+    Raises
+    ------
+    InputError
+        If there is nothing there, or nothing that can be read.
+    """
+    if isinstance(images, np.ndarray):
+        return _frames_of(_from_array(images, axes), "image", None)
+    if isinstance(images, str | Path):
+        images = [images]
+    elif isinstance(images, ImageSource):
+        return images
+    if not isinstance(images, list | tuple) or not images:
+        raise InputError(
+            f"expected a path, an array or a list of these, but got {type(images).__name__} {str(images)[:60]!r}"
+        )
+    if all(isinstance(entry, np.ndarray) for entry in images):
+        stacks = [_from_array(entry, axes) for entry in images]
+        return _Images(_numbered("image", len(stacks)), range(len(stacks)), lambda k: (_single(stacks[k]), 0))
+    if not all(isinstance(entry, str | Path) for entry in images):
+        raise InputError("expected a list of paths or a list of arrays, but got a list of other or mixed things")
+    paths = [path for entry in images for path in _find(entry)]
+    if len(paths) == 1:
+        with _readable(str(paths[0])):
+            stack = _open(paths[0], axes)
+        return _frames_of(stack, paths[0].stem, _last_integer(paths[0]))
+    numbers: list[Any] = [_last_integer(path) for path in paths]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        numbers = list(range(len(paths)))
+    return _Images(_unique_names(paths), numbers, lambda k: (_single(_open(paths[k], axes)), 0), paths)
+
+
+def frame_indices(source: ImageSource, frames: Sequence[int] | str) -> list[int]:
+    """Positions of images by their frame numbers, in the order given; "all" gives every one.
+
+    Raises
+    ------
+    InputError
+        For a number that no image has, or none at all.
+    """
+    if isinstance(frames, str):
+        if frames != "all":
+            raise InputError(f"expected frame numbers or 'all', but got {frames!r}")
+        return list(range(len(source)))
+    positions = {number: position for position, number in enumerate(source.numbers)}
+    missing = [frame for frame in frames if frame not in positions]
+    if missing or not len(frames):
+        raise InputError(
+            f"expected frame numbers among the {len(positions)} from {min(positions)} to {max(positions)}, but "
+            + (f"there is no frame {missing[0]}" if missing else "got none")
+        )
+    return [positions[frame] for frame in frames]
+
+
+def check_same_channels(source: ImageSource, indices: Sequence[int] | None = None) -> int:
+    """Count the channels, which must be as many in each image; files are read only as far as needed for that.
+
+    Raises
+    ------
+    InputError
+        If two images differ; it names both.
+    """
+    first: tuple[str, int] | None = None
+    for position in range(len(source)) if indices is None else indices:
+        count = source.channels(position) if isinstance(source, _Images) else source[position].pixels.shape[-1]
+        first = first or (source.names[position], count)
+        if count != first[1]:
+            raise InputError(
+                f"expected images of as many channels each, but '{first[0]}' has {first[1]} and "
+                f"'{source.names[position]}' has {count}; give images of one kind"
+            )
+    if first is None:
+        raise InputError("expected at least one image, but got none")
+    return first[1]
+
+
+def fingerprint(image: Image) -> str:
+    """SHA-256 of type, shape and pixels, the same on every machine; neither name nor file format matters."""
+    pixels = np.ascontiguousarray(image.pixels, dtype=image.pixels.dtype.newbyteorder("<"))
+    digest = hashlib.sha256(f"{image.pixels.dtype.name} {pixels.shape}".encode())
+    digest.update(pixels.data)
+    return digest.hexdigest()
+
+
+def _find(entry: str | Path) -> list[Path]:
+    """Files of a path: itself, those of a folder, or those that match a pattern."""
+    path = Path(entry).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"expected a file of {', '.join(SUFFIXES)}, but got {path}; convert it to PNG or TIFF")
+        return [path]
+    if path.is_dir():
+        found = list(path.iterdir())
+    elif glob.has_magic(str(path)):
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - absolute patterns
+    else:
+        raise InputError(f"expected a file, folder or pattern, but there is no {path}; check the path")
+    files = sorted((f for f in found if f.is_file() and not f.name.startswith(".")), key=_natural)
+    known = [file for file in files if file.suffix.lower() in SUFFIXES]
+    other = [file.name for file in files if file.suffix.lower() not in SUFFIXES]
+    if other:
+        more = f" and {len(other) - 5} more" if len(other) > 5 else ""
+        logger.warning("files in %s that are not images are left out: %s%s", path, ", ".join(other[:5]), more)
+    if not known:
+        raise InputError(f"expected images ({', '.join(SUFFIXES)}) in {path}, but there are none")
+    return known
+
+
+def _natural(path: Path) -> list[tuple[list[str | int], str]]:
+    return [([int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", s.casefold())], s) for s in path.parts]
+
+
+def _last_integer(path: Path) -> int | None:
+    integers = re.findall(r"[0-9]+", path.stem)
+    return int(integers[-1]) if integers else None
+
+
+def _numbered(stem: str, count: int) -> list[str]:
+    digits = max(4, len(str(count - 1)))
+    return [f"{stem}_{k:0{digits}d}" for k in range(count)]
+
+
+def _unique_names(paths: list[Path]) -> list[str]:
+    """Stems; those that several files share get folders in front of them, or the suffix or the position behind."""
+    names = [path.stem for path in paths]
+    full = [path.resolve() for path in paths]
+
+    def proposals(k: int) -> Iterator[str]:
+        folders, stem = full[k].parts[1:-1], paths[k].stem
+        yield from ("_".join([*folders[-depth:], stem]) for depth in range(1, 9))
+        yield f"{stem}_{paths[k].suffix[1:]}"
+        yield f"{stem}_{k}"
+
+    groups: dict[str, list[int]] = {}
+    for k, name in enumerate(names):
+        groups.setdefault(name.casefold(), []).append(k)
+    for members in groups.values():
+        if len(members) > 1:
+            for proposed in zip(*map(proposals, members), strict=True):
+                if len(set(map(str.casefold, proposed))) == len(members):
+                    break
+            for k, name in zip(members, proposed, strict=True):
+                names[k] = name
+    taken: set[str] = set()
+    for k in range(len(names)):
+        while names[k].casefold() in taken:
+            names[k] += f"_{k}"
+        taken.add(names[k].casefold())
+    return names
+
+
+def _frames_of(stack: _Stack, stem: str, number: int | None) -> _Images:
+    """Source of the frames of one stack."""
+    if not stack.frame_shape:
+        return _Images([stem], [0 if number is None else number], lambda _: (stack, 0))
+    count = math.prod(stack.frame_shape)
+    return _Images(_numbered(stem, count), range(count), lambda k: (stack, k))
+
+
+def _single(stack: _Stack) -> _Stack:
+    if math.prod(stack.frame_shape) > 1:
+        raise InputError(
+            f"expected one image in each of several entries, but it has shape {stack.shape}, read as {stack.axes}; "
+            "open it alone, or name its axes by `axes`"
+        )
+    return stack
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Turn whatever a reader raises for a damaged file into one error for users."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"cannot read '{where}': {error}") from error
+    except Exception as error:
+        remedy = "check that the file is complete, or save it again"
+        if "imagecodecs" in str(error):
+            remedy = "install that by `pip install imagecodecs`, or save the file uncompressed"
+        raise InputError(f"expected a readable image in '{where}', but: {error}; {remedy}") from error
+
+
+def _open(path: Path, axes: str | None) -> _Stack:
+    suffix = path.suffix.lower()
+    if suffix in PICTURES:
+        return _open_picture(path)
+    if suffix in TIFFS:
+        return _open_tiff(path, axes)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return _from_array(array, axes)
+
+
+def _from_array(array: NDArray[Any], axes: str | None) -> _Stack:
+    names = _name_axes(array.shape, axes)
+    return _Stack(array.shape, names, array.__getitem__, coloured=True)
+
+
+def _name_axes(shape: tuple[int, ...], axes: str | None) -> str:
+    """Name the axes of an array as told, or by its shape."""
+    if axes is not None:
+        if len(axes) != len(shape) or not {"Y", "X"} <= set(axes):
+            raise InputError(
+                f"expected {len(shape)} axes with Y and X among them for an array of shape {shape}, but got {axes!r}"
+            )
+        return axes
+    if len(shape) == 3:
+        axes = "YXC" if shape[-1] <= MOST_CHANNELS and shape[-1] < min(shape[:2]) else "TYX"
+    else:
+        axes = {2: "YX", 4: "TYXC"}.get(len(shape))
+    if axes is None:
+        raise InputError(f"expected 2 to 4 dimensions, but the shape is {shape}; name its axes by `axes`")
+    logger.info("an array of shape %s without names of its axes is read as %s", shape, axes)
+    return axes
+
+
+@contextmanager
+def _picture(path: Path) -> Iterator[ImageFile]:
+    """Open PNG, JPEG or BMP by content; the plugins are called directly, around Pillow's lower limit of pixels."""
+    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin
+
+    readers: dict[bytes, Callable[..., ImageFile]] = {
+        b"\x89PNG": PngImagePlugin.PngImageFile,
+        b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+        b"BM": BmpImagePlugin.BmpImageFile,
+    }
+    with path.open("rb") as file:
+        start = file.read(26)
+        file.seek(0)
+        reader = next((reader for magic, reader in readers.items() if start.startswith(magic)), None)
+        if reader is None:
+            raise InputError("expected the content of a PNG, JPEG or BMP file, but it is something else")
+        depth, colours = start[24:25], start[25:26]  # of the PNG header; 2, 4 and 6 have colours or alpha
+        if start.startswith(b"\x89PNG") and depth == b"\x10" and colours in (b"\x02", b"\x04", b"\x06"):
+            raise InputError("expected at most 8 bits a channel in a colour PNG, but it has 16; convert it to TIFF")
+        with reader(file) as picture:
+            yield picture
+
+
+def _open_picture(path: Path) -> _Stack:
+    def take(index: tuple[int | slice, ...]) -> NDArray[Any]:
+        from PIL import ImageOps
+
+        with _picture(path) as picture:
+            picture.load()
+            picture.info.pop("transparency", None)
+            ImageOps.exif_transpose(picture, in_place=True)
+            plain = picture
+            if picture.mode not in GREY - ALPHA:
+                plain = picture.convert("L" if picture.mode in GREY else "RGB")  # type: ignore[assignment]
+            # older Pillow gives a 16-bit grey PNG as 32-bit integers
+            pixels = np.array(plain, dtype=np.uint16 if plain.mode == "I" else None)
+        return pixels.reshape(*pixels.shape[:2], -1)[index]
+
+    with _picture(path) as picture:
+        channels = 1 if picture.mode in GREY else 3
+        kept = channels if picture.mode in ALPHA else None
+        return _Stack((picture.height, picture.width, channels), "YXC", take, kept, coloured=True)
+
+
+def _open_tiff(path: Path, axes: str | None) -> _Stack:
+    from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile
+
+    tiff: Any = TiffFile(path)
+    try:
+        tiff.filehandle.seek(tiff.pages.next_page_offset)
+        if any(tiff.filehandle.read(tiff.tiff.offsetsize)):
+            raise InputError("expected a complete TIFF, but it ends before its last page; save it again")
+        if tiff.is_shaped and len(tiff.series) > 1:  # pages written one by one count as a series each
+            tiff.close()
+            tiff = TiffFile(path, is_shaped=False)
+        series = tiff.series[0]
+        page = series.keyframe
+        if len(tiff.series) > 1:
+            logger.warning("only the first of %d series of images in %s is read", len(tiff.series), path)
+        if page.photometric == PHOTOMETRIC.PALETTE:
+            logger.warning("%s has a palette; its values are read as stored, not their colours", path)
+        names = series.axes
+        if axes is not None or names == "QYX":
+            names = _name_axes(series.shape, axes)
+        else:
+            logger.info("%s of shape %s is read as %s", path, series.shape, names)
+        take = _tiff_reader(path, tiff)
+        alpha = sum(extra in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA) for extra in page.extrasamples)
+        coloured = page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
+        stack = _Stack(series.shape, names, take, coloured=coloured)
+        if alpha and stack.channels == page.samplesperpixel:
+            stack = replace(stack, kept=stack.channels - alpha)
+    except BaseException:
+        tiff.close()
+        raise
+    weakref.finalize(stack, tiff.close)
+    return stack
+
+
+def _tiff_reader(path: Path, tiff: Any) -> Callable[[tuple[int | slice, ...]], NDArray[Any]]:
+    """Return a reader of parts of the first series: by memory map where it lies in one piece, else page by page."""
+    series = tiff.series[0]
+    if series.dataoffset is not None and series.keyframe.is_memmappable and not series.is_multifile:
+        dtype = series.dtype.newbyteorder(tiff.byteorder)
+        return np.memmap(path, dtype, "r", series.dataoffset, series.shape).__getitem__
+    inner = series.keyframe.shape
+    leading = series.shape[: len(series.shape) - len(inner)]
+    positions = np.arange(len(series.pages)).reshape(leading)
+
+    def take(index: tuple[int | slice, ...]) -> NDArray[Any]:
+        wanted = np.asarray(positions[index[: len(leading)]])
+        pages = []
+        for position in wanted.ravel():
+            page = series.pages[int(position)]
+            ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
+            if not all(page.databytecounts) or max(ends) > page.parent.filehandle.size:
+                raise InputError(f"expected all of page {position}, but part of it is missing")
+            pages.append(page.asarray())
+        return np.stack(pages).reshape(*wanted.shape, *inner)[(..., *index[len(leading) :])]
+
+    return take
+
+
+def _plain(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Check type and values; return an array of its own, of native byte order."""
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8)
+    if pixels.dtype.kind not in "uif":
+        raise InputError(f"expected integers or floats, but got {pixels.dtype}; convert them")
+    if pixels.dtype.kind == "f":
+        bad = pixels.size - int(np.count_nonzero(np.isfinite(pixels)))
+        if bad:
+            raise InputError(f"expected finite values, but {bad} of {pixels.size} are NaN or infinite; replace them")
+    return np.array(pixels, dtype=pixels.dtype.newbyteorder("="), order="C")

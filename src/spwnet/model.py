@@ -1,0 +1,165 @@
+"""The W-Net: two U-Nets, an encoder to K classes and a decoder back to the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions, each followed by batch normalisation and ReLU.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        Channels.
+    separable : bool
+        Depthwise 3×3 then pointwise 1×1 instead of plain 3×3 convolutions.
+    ndim : int
+        Number of spatial dimensions, 2 or 3.
+    """
+
+    def __init__(self, c_in: int, c_out: int, *, separable: bool, ndim: int) -> None:
+        super().__init__()
+        conv, norm = CONVOLUTION[ndim], NORM[ndim]
+
+        def convolution(a: int, b: int) -> nn.Module:
+            if not separable:
+                return conv(a, b, 3, padding=1)
+            return nn.Sequential(conv(a, a, 3, padding=1, groups=a), conv(a, b, 1))
+
+        self.conv1, self.norm1 = convolution(c_in, c_out), norm(c_out)
+        self.conv2, self.norm2 = convolution(c_out, c_out), norm(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, c_in, *spatial) to (B, c_out, *spatial)."""
+        x = functional.relu(self.norm1(self.conv1(x)))
+        return functional.relu(self.norm2(self.conv2(x)))
+
+
+class UNet(nn.Module):
+    """U-Net with depthwise-separable inner blocks [1]_.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        Channels of input and output.
+    ch_mul : int
+        Width of the first block; it doubles at each level.
+    n_blocks : int
+        Number of poolings.
+    ndim : int
+        Number of spatial dimensions, 2 or 3.
+
+    References
+    ----------
+    .. [1] X. Xia, B. Kulis, W-Net: A deep model for fully unsupervised image segmentation,
+       arXiv 1711.08506, 2017.
+    """
+
+    def __init__(self, c_in: int, c_out: int, ch_mul: int, n_blocks: int, ndim: int = 2) -> None:
+        super().__init__()
+        widths = [ch_mul * 2**level for level in range(n_blocks + 1)]
+        self.pool = POOL[ndim](2)
+        self.down = nn.ModuleList(
+            Block(a, b, separable=level > 0, ndim=ndim)
+            for level, (a, b) in enumerate(zip([c_in, *widths], widths, strict=False))
+        )
+        self.up = nn.ModuleList(
+            TRANSPOSED[ndim](2 * width, width, 3, stride=2, padding=1, output_padding=1)
+            for width in reversed(widths[:-1])
+        )
+        self.merge = nn.ModuleList(
+            Block(2 * width, width, separable=level > 0, ndim=ndim)
+            for level, width in reversed(list(enumerate(widths[:-1])))
+        )
+        self.final = CONVOLUTION[ndim](ch_mul, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, c_in, *spatial) to (B, c_out, *spatial); each side a multiple of 2^n_blocks."""
+        skips = []
+        for block in self.down[:-1]:
+            x = block(x)
+            skips.append(x)
+            x = self.pool(x)
+        x = self.down[-1](x)
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
+        out: Tensor = self.final(x)
+        return out
+
+
+class WNet(nn.Module):
+    """Encoder → softmax → decoder, for images of any size: padded inside, never cropped.
+
+    Parameters
+    ----------
+    channels : int
+        Channels C of the images.
+    classes : int
+        K.
+    ch_mul, n_blocks, ndim : int
+        As in `UNet`.
+    final_norm : bool
+        Batch normalisation without scale and offset on the encoder's output: bounded logits keep
+        the similarity loss from collapsing onto a few classes [1]_.
+
+    References
+    ----------
+    .. [1] A. Kanezaki, Unsupervised image segmentation by backpropagation, ICASSP 2018.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        ch_mul: int = 16,
+        n_blocks: int = 4,
+        *,
+        ndim: int = 2,
+        final_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.multiple = 2**n_blocks
+        self.encoder = UNet(channels, classes, ch_mul, n_blocks, ndim)
+        self.norm = NORM[ndim](classes, affine=False) if final_norm else nn.Identity()
+        self.decoder = UNet(classes, channels, ch_mul, n_blocks, ndim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and reconstruction.
+
+        Parameters
+        ----------
+        x : (B, C, *spatial) tensor
+
+        Returns
+        -------
+        features : (B, K, *spatial) tensor
+            Logits f of the K classes.
+        reconstruction : (B, C, *spatial) tensor
+            x̂, the decoder's output from softmax(f).
+        """
+        f = self.norm(self.encoder(self._padded(x)))
+        reconstruction = self.decoder(functional.softmax(f.float(), dim=1))
+        return self._cropped(f, x), self._cropped(reconstruction, x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the features alone, (B, K, *spatial)."""
+        return self._cropped(self.norm(self.encoder(self._padded(x))), x)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Repeat the last row and column until each side is a multiple of 2^n_blocks."""
+        missing = [-size % self.multiple for size in reversed(x.shape[2:])]
+        if not any(missing):
+            return x
+        return functional.pad(x, [side for size in missing for side in (0, size)], mode="replicate")
+
+    @staticmethod
+    def _cropped(y: Tensor, like: Tensor) -> Tensor:
+        return y[(slice(None), slice(None), *(slice(size) for size in like.shape[2:]))].float()

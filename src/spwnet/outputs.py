@@ -1,0 +1,357 @@
+"""Writers: folders, label images, overlays, pictures, JSON. A file is either written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from spwnet.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Picture = NDArray[np.uint8]
+    Labels = NDArray[np.integer[Any]]
+
+_LARGEST_TYPE: dict[str, type[np.unsignedinteger[Any]]] = {".png": np.uint16, ".tif": np.uint32, ".tiff": np.uint32}
+_LABEL_TYPES = (np.uint8, np.uint16, np.uint32)
+_PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+_REMEDIES = {
+    errno.EACCES: "permission denied; choose another folder or change its permissions",
+    errno.EPERM: "permission denied; choose another folder or change its permissions",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.ENOENT: "there is no such folder; create it first",
+    errno.ENOTDIR: "a part of this path is a file; choose another path",
+    errno.EEXIST: "there is a file of this name; choose another path",
+    errno.EISDIR: "there is a folder of this name; choose another path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
+    """Make sure that a folder exists, may be written to, and holds nothing that would be lost.
+
+    Parameters
+    ----------
+    folder : path
+        Created with its parents if it is missing.
+    overwrite : bool
+        Accept a folder that holds something: files of the same names will be replaced, nothing else is touched.
+    resume : bool
+        Accept a folder that holds something, because work in it continues.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds something and neither `overwrite` nor `resume` is given, or cannot be created or written.
+    """
+    path = Path(folder)
+    with _readable_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not (overwrite or resume) and any(path.iterdir()):
+            raise OutputError(
+                f"expected an empty or new folder for the results, but {path} holds something already; choose another "
+                "one, or pass `overwrite=True` / `--overwrite` to replace files of the same names"
+            )
+        probe = _temporary(path)
+        probe.touch()
+        probe.unlink()
+    return path
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Write a file such that its name never stands for half of it.
+
+    Parameters
+    ----------
+    path : path
+        File to write, in a folder that exists; replaced if there is one.
+    data : bytes
+        All it shall hold.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; what was there before is still there then.
+    """
+    path = Path(path)
+    temporary = _temporary(path.parent)
+    with _readable_errors(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write JSON for people to read: UTF-8, indented, keys in the order given.
+
+    Raises
+    ------
+    OutputError
+        If `value` holds NaN or infinity, for which JSON has no form, or the file cannot be written.
+    """
+    atomic_write(path, (_json(value, Path(path), indent=2) + "\n").encode())
+
+
+def append_line(path: str | Path, record: Mapping[str, object]) -> None:
+    """Append a record to a JSON-lines log, in one write.
+
+    Raises
+    ------
+    OutputError
+        If `record` holds NaN or infinity, for which JSON has no form, or the file cannot be written.
+    """
+    path = Path(path)
+    line = (_json(dict(record), path) + "\n").encode()
+    with _readable_errors(path), path.open("ab", buffering=0) as file:
+        file.write(line)
+
+
+def label_dtype(n_classes: int, suffix: str) -> np.dtype[np.unsignedinteger[Any]]:
+    """Return the smallest unsigned type of a file format that holds the class ids 0 … n_classes − 1.
+
+    Parameters
+    ----------
+    n_classes : int
+        Number of classes.
+    suffix : str
+        ".png" (at most 65,536 classes), ".tif" or ".tiff" (at most 2³²).
+
+    Returns
+    -------
+    dtype
+        uint8, uint16 or, in TIFF, uint32.
+
+    Raises
+    ------
+    OutputError
+        If the format is unknown or does not hold so many classes.
+    """
+    if suffix.lower() not in _LARGEST_TYPE:
+        raise OutputError(f"expected a label image named {', '.join(_LARGEST_TYPE)}, but got '{suffix}'; rename it")
+    largest = np.iinfo(_LARGEST_TYPE[suffix.lower()]).max
+    if n_classes - 1 > largest:
+        remedy = "write TIFF (.tif) instead" if suffix.lower() == ".png" else "merge some of them first"
+        raise OutputError(
+            f"expected at most {largest + 1:,} classes in a {suffix} label image, but got {n_classes:,}; {remedy}"
+        )
+    return np.dtype(next(t for t in _LABEL_TYPES if n_classes - 1 <= np.iinfo(t).max))
+
+
+def write_labels(path: str | Path, labels: Labels, n_classes: int) -> None:
+    """Write class ids as they are, in an integer image.
+
+    Parameters
+    ----------
+    path : path
+        ``.png`` for an image, ``.tif`` or ``.tiff`` (deflate-compressed, with axes) for an image or a volume.
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids, 0 … n_classes − 1.
+    n_classes : int
+        Number of classes there can be: it fixes the type, so that all frames of a run have the same.
+
+    Raises
+    ------
+    OutputError
+        If the format is unknown, or does not hold so many classes or dimensions; if `labels` holds other ids; or if
+        the file cannot be written.
+    """
+    path = Path(path)
+    dtype = label_dtype(n_classes, path.suffix)
+    png = path.suffix.lower() == ".png"
+    if labels.size == 0 or labels.ndim not in ((2,) if png else (2, 3)):
+        shapes = "(H, W); write volumes as TIFF (.tif)" if png else "(H, W) or (D, H, W)"
+        raise OutputError(f"expected labels for {path.name} of shape {shapes}, but got {labels.shape}")
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise OutputError(
+            f"expected class ids 0 to {n_classes - 1} for {path.name}, but got {labels.min()} to {labels.max()}; "
+            "give the number of classes they were made with"
+        )
+    ids = np.ascontiguousarray(labels, dtype)
+    atomic_write(path, _encoded(ids, "PNG") if png else _tiff(ids))
+
+
+def write_picture(path: str | Path, rgb: Picture) -> None:
+    """Write a picture for people to look at.
+
+    Parameters
+    ----------
+    path : path
+        ``.png``, or ``.jpg`` at quality 90 with colours at full resolution.
+    rgb : ndarray of uint8, shape (H, W, 3) or (H, W)
+        sRGB, or grey.
+
+    Raises
+    ------
+    OutputError
+        If the format is unknown, or the file cannot be written.
+    """
+    path = Path(path)
+    file_format = _PICTURE_FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise OutputError(f"expected a picture named {', '.join(_PICTURE_FORMATS)}, but got '{path.name}'; rename it")
+    # Halved colour resolution, JPEG's default, smears lines that are one pixel wide.
+    options = {"quality": 90, "subsampling": 0} if file_format == "JPEG" else {}
+    atomic_write(path, _encoded(np.ascontiguousarray(rgb), file_format, **options))
+
+
+def overlay(display: Picture, labels: Labels, colours: Picture, opacity: float = 0.45) -> Picture:
+    """Tint a picture with the colours of its classes and draw the boundaries between them.
+
+    Parameters
+    ----------
+    display : ndarray of uint8, shape (H, W, 3)
+        The picture, sRGB.
+    labels : ndarray of int, shape (H, W)
+        Class ids.
+    colours : ndarray of uint8, shape (n_classes, 3)
+        sRGB colour of each class.
+    opacity : float
+        Share of the class colour, 0 … 1.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+        The picture, with boundaries one pixel wide.
+
+    Raises
+    ------
+    OutputError
+        If the shapes do not fit together, or a class has no colour.
+    """
+    if display.shape != (*labels.shape, 3):
+        raise OutputError(
+            f"expected a picture of shape {(*labels.shape, 3)} under labels of shape {labels.shape}, "
+            f"but got {display.shape}; bring both to the same size"
+        )
+    if labels.max(initial=0) >= len(colours):
+        raise OutputError(f"expected a colour for each class, but class {labels.max()} has none of {len(colours)}")
+    tint = (colours * np.float32(opacity)).astype(np.float32)
+    shade = np.arange(256, dtype=np.float32) * np.float32(1 - opacity)
+    result: Picture = np.rint(shade[display] + tint[labels]).astype(np.uint8)
+    edge = np.zeros(labels.shape, bool)
+    edge[:-1] |= labels[:-1] != labels[1:]
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    result[edge] = 255
+    return result
+
+
+def grid(rows: Sequence[Sequence[Picture]], captions: Sequence[str] = (), gap: int = 8, font_size: int = 14) -> Picture:
+    """Lay pictures out in rows and columns, on white.
+
+    Parameters
+    ----------
+    rows : sequence of sequences of ndarray of uint8, shape (H, W, 3) or (H, W)
+        Pictures of any sizes, as many in each row; a column is as wide as its widest, a row as high as its highest.
+    captions : sequence of str
+        What stands above each column; none by default.
+    gap : int
+        Pixels between pictures and around them.
+    font_size : int
+        Height of the captions in pixels.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+        One picture.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(font_size)
+    widths = [max(picture.shape[1] for picture in column) for column in zip(*rows, strict=True)]
+    for column, caption in enumerate(captions):
+        widths[column] = max(widths[column], int(np.ceil(font.getlength(caption))))
+    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    top = font_size + gap if captions else 0
+    lefts = np.cumsum([gap, *(width + gap for width in widths)]).tolist()
+    tops = np.cumsum([top + gap, *(height + gap for height in heights)]).tolist()
+    canvas = Image.new("RGB", (lefts[-1], tops[-1]), "white")
+    draw = ImageDraw.Draw(canvas)
+    for x, caption in zip(lefts, captions, strict=False):
+        draw.text((x, gap), caption, fill="black", font=font)
+    for y, row in zip(tops, rows, strict=False):
+        for x, picture in zip(lefts, row, strict=False):
+            canvas.paste(Image.fromarray(np.ascontiguousarray(picture)).convert("RGB"), (x, y))
+    return np.array(canvas)
+
+
+def provenance() -> dict[str, str]:
+    """Return what made a result: versions, machine and the time, as strings.
+
+    Returns
+    -------
+    dict of str to str
+        Versions of spwnet, torch, numpy, scikit-image and python; the platform; the time in UTC, ISO 8601.
+    """
+    import platform
+
+    packages = {name: version(name) for name in ("spwnet", "torch", "numpy", "scikit-image")}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return packages | {"python": platform.python_version(), "platform": platform.platform(), "time": now}
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f".spwnet-{uuid4().hex}.tmp"
+
+
+@contextmanager
+def _readable_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a path into an error for people."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REMEDIES.get(error.errno or 0, f"{error.strerror or error}; choose another path")
+        raise OutputError(f"expected to write {path}, but {reason}") from error
+
+
+def _json(value: object, path: Path, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise OutputError(
+            f"expected finite numbers for {path.name}, but: {error}; leave out what is not one"
+        ) from error
+
+
+def _encoded(array: NDArray[np.unsignedinteger[Any]], file_format: str, **options: int) -> bytes:
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def _tiff(ids: NDArray[np.unsignedinteger[Any]]) -> bytes:
+    import tifffile
+
+    buffer = BytesIO()
+    axes = "ZYX"[-ids.ndim :]
+    # Said outright, because a volume of three slices would pass for a colour image.
+    tifffile.imwrite(buffer, ids, photometric="minisblack", compression="zlib", metadata={"axes": axes})
+    return buffer.getvalue()

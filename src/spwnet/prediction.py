@@ -1,0 +1,137 @@
+"""From images to labels with a trained network: one image, or a stream of them."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from spwnet.classes import clean
+from spwnet.devices import arithmetic, convolution_type, memory_format
+from spwnet.graph import build_graph
+from spwnet.preparation import Prepared, prepare, restore, to_display, to_unit
+from spwnet.superpixels import Superpixels, make_superpixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from spwnet.config import LabelSettings, Settings
+    from spwnet.images import Image, ImageSource
+    from spwnet.model import WNet
+    from spwnet.preparation import Normalisation
+
+MOST_PICTURE_PIXELS = 1_000_000
+"""Pictures of larger images are thinned."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Labels of one image.
+
+    Attributes
+    ----------
+    name : str
+    labels : (H, W) int32 array
+        Class of each pixel, in the size of the input.
+    picture : (h, w, 3) uint8 array or None
+        Every `stride`-th pixel of the input, to draw the classes over.
+    stride : int
+    """
+
+    name: str
+    labels: NDArray[np.int32]
+    picture: NDArray[np.uint8] | None
+    stride: int
+
+
+def prepare_image(
+    image: Image, settings: Settings, normalisation: Normalisation, labels: NDArray[Any] | None = None
+) -> tuple[Prepared, Superpixels | None]:
+    """Prepare one image and oversegment it.
+
+    Parameters
+    ----------
+    image : Image
+    settings : Settings
+    normalisation : Normalisation
+    labels : (H, W) or (h, w) int array, optional
+        The user's superpixels, in the size of the input or in the working size.
+    """
+    prepared = prepare(image, settings.images, normalisation)
+    if labels is not None and labels.shape[:2] == prepared.frame.shape:
+        labels = prepared.frame.bring(labels)
+    return prepared, make_superpixels(prepared.unit, settings.superpixels, rgb=prepared.rgb, labels=labels)
+
+
+@torch.inference_mode()
+def predict(
+    network: WNet, prepared: Prepared, superpixels: Superpixels | None, mode: str, precision: str = "auto"
+) -> NDArray[np.int32]:
+    """Label one prepared image in its working size.
+
+    Parameters
+    ----------
+    network : WNet
+        In evaluation mode.
+    prepared : Prepared
+    superpixels : Superpixels or None
+        None labels each pixel by its own arg max.
+    mode : str
+        "argmax_of_mean" or "max_count_of_argmax".
+    precision : str
+        Arithmetic of the convolutions, as in the settings.
+
+    Returns
+    -------
+    (h, w) int32 array of class ids
+    """
+    device = next(network.parameters()).device
+    pixels = torch.from_numpy(np.moveaxis(prepared.network, -1, 0)[None].copy())
+    pixels = pixels.to(device, memory_format=memory_format(pixels.ndim - 2))
+    with arithmetic(device, convolution_type(precision, device)):
+        features = network.encode(pixels)[0]
+    if superpixels is None:
+        labels = features.argmax(0)
+    else:
+        graph = build_graph(superpixels, prepared.unit, device)
+        nodes = graph.node_labels(features, graph.pool(features), mode)
+        labels = nodes[graph.labels].reshape(features.shape[1:])
+    return labels.cpu().numpy().astype(np.int32)
+
+
+def predict_all(
+    network: WNet,
+    source: ImageSource,
+    indices: Sequence[int],
+    settings: Settings,
+    normalisation: Normalisation,
+    cleaning: LabelSettings,
+    label_source: Callable[[int], NDArray[Any] | None] = lambda _: None,
+    *,
+    pictures: bool = False,
+) -> Iterator[Prediction]:
+    """Label the images of a source, one after the other; the next is prepared while the network runs."""
+
+    def load(index: int) -> tuple[Prepared, Superpixels | None, NDArray[np.uint8] | None, int]:
+        image = source[index]
+        prepared, superpixels = prepare_image(image, settings, normalisation, label_source(index))
+        stride = math.ceil(math.sqrt(image.pixels[..., 0].size / MOST_PICTURE_PIXELS))
+        thinned = image.pixels[::stride, ::stride]
+        return prepared, superpixels, to_display(to_unit(thinned, normalisation)) if pictures else None, stride
+
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(load, indices[0]) if indices else None
+        for position in range(len(indices)):
+            assert upcoming is not None
+            prepared, superpixels, picture, stride = upcoming.result()
+            if position + 1 < len(indices):
+                upcoming = pool.submit(load, indices[position + 1])
+            raw = predict(network, prepared, superpixels, cleaning.mode, settings.training.precision)
+            labels = restore(clean(raw, cleaning), prepared.frame)
+            yield Prediction(prepared.name, labels, picture, stride)

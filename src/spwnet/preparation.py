@@ -1,0 +1,301 @@
+"""From a stored image to what superpixels and network take, and labels back to the size of the input."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spwnet.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from spwnet.config import ImageSettings
+    from spwnet.images import Image
+
+logger = logging.getLogger(__name__)
+
+PERCENTILES = (0.1, 99.9)
+"""Of each channel over the training images: they become 0 and 1."""
+
+LEAST_STD = 1e-6
+"""A channel of a smaller standard deviation is constant; dividing by that would blow up noise."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Statistics of the training images, by which every other image of the run is prepared too.
+
+    Attributes
+    ----------
+    low, high : tuple of float
+        Values of each channel, as stored, that become 0 and 1.
+    mean, std : tuple of float
+        Of each channel of the prepared training images in 0…1; `std` is never 0.
+    rgb : bool
+        Whether the channels are red, green and blue.
+    standardise : bool
+        Whether the network gets (unit − mean) / std, or the range 0…1 as it is.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rgb: bool
+    standardise: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain lists, numbers and booleans."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Normalisation:
+        """Check and read what `to_json` gave.
+
+        Raises
+        ------
+        RunError
+            If anything is missing, unknown, of another type, or not possible.
+        """
+        per_channel, flags = ("low", "high", "mean", "std"), ("rgb", "standardise")
+        keys = sorted(data) if isinstance(data, dict) else type(data).__name__
+        if keys != sorted(per_channel + flags):
+            raise RunError(f"expected a normalisation of {', '.join(per_channel + flags)}, but got {keys}")
+        for key in flags:
+            if not isinstance(data[key], bool):
+                raise RunError(f"expected true or false as '{key}' of the normalisation, but got {data[key]!r}")
+        for key in per_channel:
+            if not _finite_numbers(data[key]) or len(data[key]) != len(data["low"]):
+                raise RunError(f"expected a finite number for each channel in '{key}', but got {data[key]!r}")
+        if any(high <= low for low, high in zip(data["low"], data["high"], strict=True)):
+            raise RunError(f"expected 'high' above 'low' in each channel, but got {data['high']} and {data['low']}")
+        if min(data["std"]) <= 0:
+            raise RunError(f"expected a positive 'std' in each channel, but got {data['std']}")
+        low, high, mean, std = (tuple(map(float, data[key])) for key in per_channel)
+        return cls(low, high, mean, std, data["rgb"], data["standardise"])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the working image lies in the input.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Height and width of the input.
+    margin : int
+        Pixels cut off at each border.
+    working : (int, int)
+        Height and width of the working image.
+    """
+
+    shape: tuple[int, int]
+    margin: int
+    working: tuple[int, int]
+
+    def bring(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Bring labels of the input to the working size: (H, W) → (h, w), by the nearest pixel."""
+        cropped = [n - 2 * self.margin for n in self.shape]
+        rows, columns = (_nearest(h, n) + self.margin for h, n in zip(self.working, cropped, strict=True))
+        return labels[rows[:, None], columns]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image in the working size.
+
+    Attributes
+    ----------
+    unit : (h, w, C) float32 array in 0…1
+        For superpixels and pictures.
+    network : (h, w, C) float32 array
+        Input of the network.
+    frame : Frame
+        The way back to the size of the input.
+    name : str
+    rgb : bool
+    """
+
+    unit: NDArray[np.float32]
+    network: NDArray[np.float32]
+    frame: Frame
+    name: str
+    rgb: bool
+
+
+def measure(images: Iterable[Image], settings: ImageSettings) -> Normalisation:
+    """Measure the training images, by which all images of a run are normalised.
+
+    The range of 8-bit colours is 0 to 255, that of float colours within 0…1 is 0 to 1; else it is that of the 0.1 and
+    99.9 percentiles over all the images without their margins, of each channel, or of all three colours together.
+
+    Raises
+    ------
+    InputError
+        If there is no image, their channels differ in number, or they are all constant.
+    """
+    images = list(images)
+    if not images:
+        raise InputError("expected at least one image to train on, but got none")
+    _check_channels(images, images[0].pixels.shape[-1])
+    cropped = [_cut(image, settings.margin) for image in images]
+    if all((pixels == pixels[0, 0]).all() for pixels in cropped):
+        raise InputError(f"expected an image with something in it, but got a constant image '{images[0].name}'")
+    rgb = all(image.rgb for image in images)
+    channels = range(cropped[0].shape[-1])
+    if rgb and all(pixels.dtype == np.uint8 for pixels in cropped):
+        ranges = [(0.0, 255.0) for _ in channels]
+    elif rgb and all(p.dtype.kind == "f" and p.min() >= 0 and p.max() <= 1 for p in cropped):
+        ranges = [(0.0, 1.0) for _ in channels]
+    else:
+        ranges = [_range(np.concatenate([pixels[..., c].ravel() for pixels in cropped]), c) for c in channels]
+    if rgb:  # one range for all three, or the colours would change
+        ranges = [(min(low for low, _ in ranges), max(high for _, high in ranges)) for _ in channels]
+    low, high = zip(*ranges, strict=True)
+    units = [_unit(image, settings, low, high)[0] for image in images]
+    count = sum(unit[..., 0].size for unit in units)
+    mean = sum(unit.sum((0, 1), dtype=np.float64) for unit in units) / count
+    variance = sum(np.square(unit - mean).sum((0, 1)) for unit in units) / count
+    std = np.where(variance > LEAST_STD**2, np.sqrt(variance), 1.0)
+    return Normalisation(low, high, tuple(mean.tolist()), tuple(std.tolist()), rgb, settings.normalise == "standardise")
+
+
+def prepare(image: Image, settings: ImageSettings, normalisation: Normalisation) -> Prepared:
+    """Prepare an image: cut the margin, bring to 0…1, scale, sharpen, normalise.
+
+    Parameters
+    ----------
+    image : Image
+    settings : ImageSettings
+    normalisation : Normalisation
+        From `measure` of the training images.
+
+    Raises
+    ------
+    InputError
+        If the number of channels is another than in training, or the margin leaves nothing.
+    """
+    _check_channels([image], len(normalisation.low))
+    unit, frame = _unit(image, settings, normalisation.low, normalisation.high)
+    network = unit
+    if normalisation.standardise:
+        mean, std = (np.asarray(values, np.float32) for values in (normalisation.mean, normalisation.std))
+        network = np.divide(unit - mean, std, dtype=np.float32)
+    return Prepared(unit, network, frame, image.name, normalisation.rgb)
+
+
+def restore(labels: NDArray[Any], frame: Frame) -> NDArray[Any]:
+    """Bring working labels to the size of the input: (h, w) → (H, W), by the nearest pixel, also in the margin."""
+    rows, columns = (
+        _nearest(n - 2 * frame.margin, h)[np.clip(np.arange(n) - frame.margin, 0, n - 2 * frame.margin - 1)]
+        for n, h in zip(frame.shape, frame.working, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def to_unit(pixels: NDArray[Any], normalisation: Normalisation) -> NDArray[np.float32]:
+    """Bring stored values (H, W, C) to 0…1, without margin, scale or sharpening."""
+    ranges = zip(normalisation.low, normalisation.high, strict=True)
+    return np.stack([_channel_to_unit(pixels[..., c], *ends) for c, ends in enumerate(ranges)], axis=-1)
+
+
+def to_display(unit: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Make a picture of a (h, w, C) image in 0…1: grey, magenta and green, or the first three channels as RGB."""
+    shown = {1: [0, 0, 0], 2: [0, 1, 0]}.get(unit.shape[-1], [0, 1, 2])
+    return np.asarray(unit[..., shown].clip(0, 1) * 255 + 0.5, np.uint8)
+
+
+def _check_channels(images: Sequence[Image], channels: int) -> None:
+    for image in images:
+        if image.pixels.shape[-1] != channels:
+            raise InputError(
+                f"expected {channels} channels as in the training images, but '{image.name}' has "
+                f"{image.pixels.shape[-1]}; give images of one kind"
+            )
+
+
+def _cut(image: Image, margin: int) -> NDArray[Any]:
+    height, width = image.pixels.shape[:2]
+    if min(height, width) <= 2 * margin:
+        raise InputError(
+            f"expected '{image.name}' of {height}×{width} pixels to be larger than the margins of {margin} pixels at "
+            "each border; use a smaller `images.margin`"
+        )
+    return image.pixels[margin : height - margin, margin : width - margin]
+
+
+def _range(values: NDArray[Any], channel: int) -> tuple[float, float]:
+    """Values of one channel that become 0 and 1."""
+    low, high = map(float, np.percentile(values, PERCENTILES))
+    if low >= high:  # nearly all pixels are alike
+        low, high = float(values.min()), float(values.max())
+    if low >= high:
+        logger.warning("channel %d is constant (%g) in all training images; it tells nothing", channel, low)
+        high = low + max(1.0, abs(low) * LEAST_STD)
+    return low, high
+
+
+def _unit(
+    image: Image, settings: ImageSettings, low: Sequence[float], high: Sequence[float]
+) -> tuple[NDArray[np.float32], Frame]:
+    """Cut, bring to 0…1, scale and sharpen, channel by channel."""
+    pixels = _cut(image, settings.margin)
+    size = pixels.shape[:2]
+    scale = settings.scale
+    if scale == "auto":
+        scale = min(1.0, math.sqrt(settings.max_pixels / math.prod(size)))
+    working = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    unit = np.empty((*working, pixels.shape[-1]), np.float32)
+    for c in range(pixels.shape[-1]):
+        channel = _channel_to_unit(pixels[..., c], low[c], high[c])
+        unit[..., c] = _sharpen(_resize(channel, working), settings)
+    return unit, Frame((image.pixels.shape[0], image.pixels.shape[1]), settings.margin, working)
+
+
+def _channel_to_unit(channel: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+    # large integers and doubles differ by less than single precision can tell
+    precision: Any = np.float32 if channel.dtype.itemsize <= 2 or channel.dtype == np.float32 else np.float64
+    unit = channel.astype(precision)
+    unit -= low
+    unit /= high - low
+    return np.clip(unit, 0, 1, out=unit).astype(np.float32, copy=False)
+
+
+def _resize(channel: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize bilinearly; on reduction over as many pixels as fall together."""
+    if channel.shape == size:
+        return channel
+    from PIL import Image as Pillow
+
+    resized = Pillow.fromarray(channel).resize((size[1], size[0]), Pillow.Resampling.BILINEAR)
+    return np.asarray(resized).clip(0, 1)
+
+
+def _sharpen(channel: NDArray[np.float32], settings: ImageSettings) -> NDArray[np.float32]:
+    """Unsharp mask: x + amount · (x − Gaussian of x), clipped to 0…1."""
+    if settings.unsharp_radius == 0 or settings.unsharp_amount == 0:
+        return channel
+    from scipy.ndimage import gaussian_filter
+
+    detail: NDArray[np.float32] = channel - gaussian_filter(channel, settings.unsharp_radius)
+    return (channel + np.float32(settings.unsharp_amount) * detail).clip(0, 1)
+
+
+def _nearest(size: int, available: int) -> NDArray[np.intp]:
+    """Index ⌊(i + ½) · available / size⌋ for i < size, in whole numbers."""
+    return (2 * np.arange(size) + 1) * available // (2 * size)
+
+
+def _finite_numbers(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    )

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spwnet.config import make_settings
+
+TINY = {
+    "images.scale": 1.0,
+    "model": {"classes": 4, "ch_mul": 4, "n_blocks": 2},
+    "superpixels.size": 16,
+    "training": {"epochs": 2, "batches": 2, "learning_rate": 1e-2, "precision": "float32"},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny():
+    """Settings that train in a fraction of a second."""
+    return make_settings(overrides=TINY)
+
+
+def picture(seed=0, height=40, width=52, channels=3):
+    """A bright disc on a dark textured ground, 8 bit."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    disc = (y - height / 2) ** 2 + (x - width / 3 - 2 * seed) ** 2 < (height / 4) ** 2
+    image = np.where(disc[..., None], 190, 60) + rng.normal(0, 12, (height, width, channels))
+    image[..., 0] += 25 * disc
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def pictures():
+    return [picture(seed) for seed in range(3)]
+
+
+@pytest.fixture
+def folder(tmp_path, pictures):
+    """Frames frame_01.png … frame_03.png."""
+    path = tmp_path / "frames"
+    path.mkdir()
+    for number, image in enumerate(pictures, start=1):
+        Image.fromarray(image).save(path / f"frame_{number:02d}.png")
+    return path

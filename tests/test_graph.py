@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from skimage.segmentation import watershed
+
+from spwnet.graph import adjacent_pairs, build_graph, half_neighbourhood
+from spwnet.superpixels import superpixels_from_labels
+
+RNG = np.random.default_rng(0)
+
+shapes = st.one_of(st.tuples(st.integers(1, 7), st.integers(1, 7)), st.tuples(*[st.integers(1, 4)] * 3))
+label_images = shapes.flatmap(lambda shape: arrays(np.int64, shape, elements=st.integers(0, 9)))
+
+
+def make(labels, channels=3):
+    image = np.random.default_rng(1).random((*labels.shape, channels))
+    superpixels = superpixels_from_labels(labels, labels.shape)
+    return build_graph(superpixels, image), superpixels, image
+
+
+def naive_pairs(labels):
+    """Every pixel against every pixel at most one step away in each axis."""
+    pairs = set()
+    for p in np.ndindex(labels.shape):
+        for q in np.ndindex(labels.shape):
+            near = max(abs(a - b) for a, b in zip(p, q, strict=True)) == 1
+            if near and labels[p] < labels[q]:
+                pairs.add((int(labels[p]), int(labels[q])))
+    return pairs
+
+
+@given(label_images)
+@settings(max_examples=60, deadline=None)
+def test_edges_equal_a_naive_search_in_2d_and_3d(labels):
+    graph, superpixels, image = make(labels)
+    first, second = adjacent_pairs(superpixels.labels, superpixels.count)
+    pairs = naive_pairs(superpixels.labels)
+    assert set(zip(first.tolist(), second.tolist(), strict=True)) == pairs
+    edges = list(zip(*graph.edges.tolist(), strict=True))
+    assert edges == sorted(pairs | {(j, i) for i, j in pairs})
+    means = [image[superpixels.labels == i].mean(0) for i in range(superpixels.count)]
+    expected = [np.linalg.norm(means[i] - means[j]) for i, j in edges]
+    np.testing.assert_allclose(graph.distances.numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_full_neighbourhood():
+    assert len(half_neighbourhood(2)) == 4
+    assert len(half_neighbourhood(3)) == 13
+    diagonal = np.array([[0, 1], [2, 0]])
+    assert naive_pairs(diagonal) == {(0, 1), (0, 2), (1, 2)}
+
+
+@given(label_images, st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_pooling_is_the_mean_of_each_superpixel(labels, channels):
+    graph, superpixels, _ = make(labels)
+    features = np.random.default_rng(2).standard_normal((channels, *labels.shape))
+    pooled = graph.pool(torch.from_numpy(features)).numpy()
+    for i in range(superpixels.count):
+        np.testing.assert_allclose(pooled[i], features[:, superpixels.labels == i].mean(1), atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["argmax_of_mean", "max_count_of_argmax"])
+def test_labels_of_watershed_numbering_equal_a_loop(mode):
+    image = RNG.random((30, 40))
+    labels = watershed(image)[::-1]  # neither from 0 nor in scan order
+    graph, superpixels, _ = make(labels)
+    features = torch.from_numpy(RNG.standard_normal((6, 30, 40)))
+    nodes = graph.node_labels(features, graph.pool(features), mode)
+    for i in range(superpixels.count):
+        inside = features.numpy()[:, superpixels.labels == i]
+        votes = np.bincount(inside.argmax(0), minlength=6)
+        assert nodes[i] == (inside.mean(1).argmax() if mode == "argmax_of_mean" else votes.argmax())
+
+
+@given(st.permutations(range(8)))
+@settings(max_examples=20, deadline=None)
+def test_renumbering_superpixels_renumbers_the_graph(order):
+    labels = np.arange(64).reshape(8, 8) // 8
+    plain, _, _ = make(labels)
+    renamed, _, _ = make(np.array(order)[labels])
+    order = torch.tensor(order)
+
+    def dense(graph, values):
+        return torch.zeros(8, 8).index_put((graph.edges[0], graph.edges[1]), values)
+
+    for name, tau in (("cut_weights", -2.0), ("continuity_weights", 3.0)):
+        expected = dense(plain, getattr(plain, name)(tau))
+        assert torch.allclose(dense(renamed, getattr(renamed, name)(tau))[order][:, order], expected, atol=1e-6)
+
+
+def test_continuity_weights_of_each_superpixel_add_up_to_one_even_at_extreme_temperatures():
+    graph, _, _ = make(RNG.integers(0, 20, (12, 12)))
+    for tau in (0.0, 1e4, -1e4):
+        weights = graph.continuity_weights(tau)
+        sums = torch.zeros(graph.count).index_add(0, graph.edges[0], weights)
+        assert torch.allclose(sums, torch.ones(graph.count), atol=1e-5)
+
+
+def test_one_superpixel_has_no_edges():
+    graph, _, _ = make(np.zeros((5, 5), int))
+    assert graph.edges.shape == (2, 0)
+    assert graph.cut_weights(-1.0).shape == graph.continuity_weights(1.0).shape == (0,)
+    assert graph.pool(torch.ones(2, 5, 5)).tolist() == [[1, 1]]

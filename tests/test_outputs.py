@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from spwnet import outputs
+from spwnet.errors import OutputError
+
+
+def fail(code):
+    def failing(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    return failing
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+
+
+class TestPrepareFolder:
+    def test_creates_parents_and_leaves_nothing_in_it(self, tmp_path):
+        folder = outputs.prepare_folder(str(tmp_path / "a" / "b"))
+        assert folder == tmp_path / "a" / "b"
+        assert files(folder) == []
+        assert outputs.prepare_folder(folder) == folder
+
+    def test_non_empty_is_refused(self, tmp_path):
+        (tmp_path / "thesis.txt").write_text("ten years of work")
+        with pytest.raises(OutputError, match=r"holds something already.*`overwrite=True` / `--overwrite`"):
+            outputs.prepare_folder(tmp_path)
+
+    @pytest.mark.parametrize("option", ["overwrite", "resume"])
+    def test_nothing_is_ever_deleted(self, tmp_path, option):
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "thesis.txt").write_text("ten years of work")
+        outputs.prepare_folder(tmp_path, **{option: True})
+        assert files(tmp_path) == ["sub"]
+        assert (tmp_path / "sub" / "thesis.txt").read_text() == "ten years of work"
+
+    def test_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match=r"write .*file, but there is a file of this name; choose another path"):
+            outputs.prepare_folder(tmp_path / "file")
+
+    def test_below_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match="a part of this path is a file"):
+            outputs.prepare_folder(tmp_path / "file" / "sub")
+
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            (errno.EACCES, "permission denied; choose another folder or change its permissions"),
+            (errno.EROFS, "the file system is read-only"),
+            (errno.EIO, "Input/output error; choose another path"),
+        ],
+    )
+    def test_unwritable(self, tmp_path, monkeypatch, code, message):
+        monkeypatch.setattr(Path, "touch", fail(code))
+        with pytest.raises(OutputError, match=message):
+            outputs.prepare_folder(tmp_path)
+
+
+class TestAtomicWrite:
+    @given(data=st.binary(max_size=2000))
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_round_trip_and_replace(self, tmp_path, data):
+        outputs.atomic_write(str(tmp_path / "x"), data)
+        assert (tmp_path / "x").read_bytes() == data
+        assert files(tmp_path) == ["x"]
+
+    @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+    def test_permissions_are_those_of_any_new_file(self, tmp_path):
+        (tmp_path / "plain").touch()
+        outputs.atomic_write(tmp_path / "x", b"")
+        assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "code", "message"),
+        [
+            (os, "fsync", errno.ENOSPC, "write .*x, but the disk is full; free some space or choose another folder"),
+            (os, "fsync", errno.EDQUOT, "the disk quota is used up"),
+            (Path, "open", errno.EACCES, "write .*x, but permission denied"),
+            (Path, "replace", errno.EPERM, "write .*x, but permission denied"),
+        ],
+    )
+    def test_failure_keeps_what_was_there(self, tmp_path, monkeypatch, owner, name, code, message):
+        (tmp_path / "x").write_bytes(b"before")
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail(code))
+            with pytest.raises(OutputError, match=message):
+                outputs.atomic_write(tmp_path / "x", b"after")
+        assert files(tmp_path) == ["x"]
+        assert (tmp_path / "x").read_bytes() == b"before"
+
+    def test_interruption_leaves_no_temporary(self, tmp_path, monkeypatch):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            outputs.atomic_write(tmp_path / "x", b"")
+        assert files(tmp_path) == []
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(OutputError, match="there is no such folder; create it first"):
+            outputs.atomic_write(tmp_path / "no" / "x", b"")
+
+    def test_folder_of_this_name(self, tmp_path):
+        (tmp_path / "x").mkdir()
+        with pytest.raises(OutputError, match="there is a folder of this name"):
+            outputs.atomic_write(tmp_path / "x", b"")
+        assert files(tmp_path) == ["x"]
+
+
+class TestJson:
+    def test_readable_and_in_order(self, tmp_path):
+        outputs.write_json(tmp_path / "x.json", {"b": [1, 0.1], "a": "Käfer"})
+        text = (tmp_path / "x.json").read_text(encoding="utf-8")
+        assert text == '{\n  "b": [\n    1,\n    0.1\n  ],\n  "a": "Käfer"\n}\n'
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_not_finite(self, tmp_path, bad):
+        with pytest.raises(OutputError, match=r"finite numbers for x\.json"):
+            outputs.write_json(tmp_path / "x.json", {"loss": bad})
+        with pytest.raises(OutputError, match=r"finite numbers for x\.jsonl"):
+            outputs.append_line(tmp_path / "x.jsonl", {"loss": bad})
+        assert files(tmp_path) == []
+
+    def test_lines(self, tmp_path):
+        log = tmp_path / "log.jsonl"
+        records = [{"step": 1, "loss": 0.5}, {"step": 2, "note": "Käfer\nzwei"}]
+        for record in records:
+            outputs.append_line(log, record)
+        assert [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] == records
+
+    def test_lines_below_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match="a part of this path is a file"):
+            outputs.append_line(tmp_path / "file" / "log.jsonl", {})
+
+
+class TestLabelType:
+    @pytest.mark.parametrize("suffix", [".png", ".tif", ".TIFF"])
+    @pytest.mark.parametrize(("n", "dtype"), [(1, "u1"), (256, "u1"), (257, "u2"), (65_536, "u2")])
+    def test_smallest(self, n, dtype, suffix):
+        assert outputs.label_dtype(n, suffix) == np.dtype(dtype)
+
+    def test_tiff_holds_more(self):
+        assert outputs.label_dtype(65_537, ".tif") == np.uint32
+        assert outputs.label_dtype(2**32, ".tif") == np.uint32
+
+    def test_too_many(self):
+        with pytest.raises(OutputError, match=r"at most 65,536 classes in a \.png .* got 65,537; write TIFF"):
+            outputs.label_dtype(65_537, ".png")
+        with pytest.raises(OutputError, match=r"at most 4,294,967,296 classes in a \.tif .* merge some"):
+            outputs.label_dtype(2**32 + 1, ".tif")
+
+    def test_unknown_format(self):
+        with pytest.raises(OutputError, match=r"label image named \.png, \.tif, \.tiff, but got '\.jpg'"):
+            outputs.label_dtype(4, ".jpg")
+
+
+class TestLabels:
+    @pytest.mark.parametrize("suffix", [".png", ".tif"])
+    @given(data=st.data())
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_round_trip(self, tmp_path, suffix, data):
+        most = 65_536 if suffix == ".png" else 2**32
+        n = data.draw(st.integers(1, 300) | st.integers(1, most))
+        shape = hnp.array_shapes(min_dims=2, max_dims=2 if suffix == ".png" else 3, max_side=9)
+        labels = data.draw(hnp.arrays(np.int64, shape, elements=st.integers(0, n - 1)))
+        path = tmp_path / f"labels{suffix}"
+        outputs.write_labels(path, labels, n)
+        read = np.array(Image.open(path)) if suffix == ".png" else tifffile.imread(path).reshape(labels.shape)
+        assert read.dtype == outputs.label_dtype(n, suffix)
+        np.testing.assert_array_equal(read, labels)
+
+    @pytest.mark.parametrize("shape", [(3, 20, 30), (20, 30, 3), (4, 20, 30)])
+    def test_volume_is_not_taken_for_colour(self, tmp_path, shape):
+        labels = np.arange(np.prod(shape)).reshape(shape)
+        outputs.write_labels(tmp_path / "x.tif", labels, labels.size)
+        with tifffile.TiffFile(tmp_path / "x.tif") as file:
+            (series,) = file.series
+            assert series.axes == "ZYX"
+            assert series.shape == shape
+            assert len(file.pages) == shape[0]
+            assert file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISBLACK
+
+    def test_tiff_is_compressed_and_opens_elsewhere(self, tmp_path):
+        labels = np.zeros((300, 300), np.int32)
+        outputs.write_labels(tmp_path / "x.tif", labels, 4)
+        assert (tmp_path / "x.tif").stat().st_size < 5000
+        np.testing.assert_array_equal(np.array(Image.open(tmp_path / "x.tif")), labels)
+
+    def test_not_contiguous_and_big_endian(self, tmp_path):
+        labels = np.arange(600).reshape(20, 30).T.astype(">i4")
+        outputs.write_labels(tmp_path / "x.png", labels, 600)
+        np.testing.assert_array_equal(np.array(Image.open(tmp_path / "x.png")), labels)
+
+    @pytest.mark.parametrize(
+        ("name", "labels", "message"),
+        [
+            (
+                "x.png",
+                np.zeros((2, 3, 4), int),
+                r"shape \(H, W\); write volumes as TIFF \(\.tif\), but got \(2, 3, 4\)",
+            ),
+            ("x.tif", np.zeros(4, int), r"shape \(H, W\) or \(D, H, W\), but got \(4,\)"),
+            ("x.tif", np.zeros((0, 4), int), r"but got \(0, 4\)"),
+            ("x.png", np.full((2, 2), 5), r"class ids 0 to 4 for x\.png, but got 5 to 5"),
+            ("x.png", np.full((2, 2), -1), "but got -1 to -1"),
+        ],
+    )
+    def test_what_cannot_be_written(self, tmp_path, name, labels, message):
+        with pytest.raises(OutputError, match=message):
+            outputs.write_labels(tmp_path / name, labels, 5)
+        assert files(tmp_path) == []
+
+
+class TestPicture:
+    def test_png_is_exact(self, tmp_path, rgb):
+        outputs.write_picture(tmp_path / "x.png", rgb[:, ::-1])
+        np.testing.assert_array_equal(np.array(Image.open(tmp_path / "x.png")), rgb[:, ::-1])
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
+    def test_jpeg_keeps_thin_coloured_lines(self, tmp_path, suffix):
+        picture = np.full((64, 64, 3), 128, np.uint8)
+        picture[:, 31] = (255, 0, 0)
+        outputs.write_picture(tmp_path / f"x{suffix}", picture)
+        with Image.open(tmp_path / f"x{suffix}") as image:
+            assert image.format == "JPEG"
+            assert np.abs(np.array(image)[:, 31].astype(int) - (255, 0, 0)).mean() < 20
+
+    def test_unknown_format(self, tmp_path, rgb):
+        with pytest.raises(OutputError, match=r"picture named \.png, \.jpg, \.jpeg, but got 'x\.gif'"):
+            outputs.write_picture(tmp_path / "x.gif", rgb)
+
+
+class TestOverlay:
+    COLOURS = np.array([[0, 100, 200], [255, 0, 0]], np.uint8)
+
+    def test_blend(self):
+        display = np.full((4, 5, 3), 100, np.uint8)
+        blended = outputs.overlay(display, np.zeros((4, 5), int), self.COLOURS, opacity=0.25)
+        assert blended.dtype == np.uint8
+        assert (blended == (75, 100, 125)).all()
+
+    @pytest.mark.parametrize("opacity", [0.0, 1.0])
+    def test_extremes(self, rgb, opacity):
+        labels = np.ones(rgb.shape[:2], np.uint8)
+        expected = rgb if opacity == 0 else np.broadcast_to(self.COLOURS[1], rgb.shape)
+        np.testing.assert_array_equal(outputs.overlay(rgb, labels, self.COLOURS, opacity), expected)
+
+    def test_boundary_is_one_pixel_wide(self):
+        display = np.zeros((7, 8, 3), np.uint8)
+        labels = np.zeros((7, 8), int)
+        labels[3:, 4:] = 1
+        edge = (outputs.overlay(display, labels, self.COLOURS) == 255).all(axis=-1)
+        expected = np.zeros((7, 8), bool)
+        expected[2, 4:] = expected[3:, 3] = True
+        np.testing.assert_array_equal(edge, expected)
+
+    def test_input_is_left_alone(self, rgb):
+        before = rgb.copy()
+        outputs.overlay(rgb, np.zeros(rgb.shape[:2], int), self.COLOURS)
+        np.testing.assert_array_equal(rgb, before)
+
+    def test_shapes_that_do_not_fit(self, rgb):
+        with pytest.raises(
+            OutputError, match=r"shape \(5, 6, 3\) under labels of shape \(5, 6\), but got \(12, 17, 3\)"
+        ):
+            outputs.overlay(rgb, np.zeros((5, 6), int), self.COLOURS)
+
+    def test_class_without_colour(self, rgb):
+        with pytest.raises(OutputError, match="a colour for each class, but class 2 has none of 2"):
+            outputs.overlay(rgb, np.full(rgb.shape[:2], 2), self.COLOURS)
+
+
+class TestGrid:
+    def test_pictures_stand_where_they_should(self, rgb):
+        small, grey = rgb[:5, :6], rgb[..., 0]
+        laid = outputs.grid([[rgb, small], [small, grey]], gap=3)
+        assert laid.shape == (3 + 12 + 3 + 12 + 3, 3 + 17 + 3 + 17 + 3, 3)
+        assert laid.dtype == np.uint8
+        np.testing.assert_array_equal(laid[3:15, 3:20], rgb)
+        np.testing.assert_array_equal(laid[3:8, 23:29], small)
+        np.testing.assert_array_equal(laid[18:23, 3:9], small)
+        np.testing.assert_array_equal(laid[18:30, 23:40], np.repeat(grey[..., None], 3, axis=-1))
+        assert (laid[8:15, 23:] == 255).all()
+        assert (laid[:3] == 255).all()
+
+    def test_captions_stand_above_in_full(self):
+        black = np.zeros((10, 10, 3), np.uint8)
+        laid = outputs.grid([[black, black]], captions=["a caption wider than the picture", "b"], gap=4, font_size=12)
+        assert laid.shape[0] == 4 + 12 + 4 + 10 + 4
+        assert laid.shape[1] > 150
+        caption = laid[: laid.shape[0] - 14]
+        assert (caption < 128).any()
+        assert (laid[:, -2:] == 255).all()
+
+
+def test_provenance_says_what_made_it():
+    made = outputs.provenance()
+    assert list(made) == ["spwnet", "torch", "numpy", "scikit-image", "python", "platform", "time"]
+    assert made["numpy"] == np.__version__
+    assert made["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(made["time"])).total_seconds()) < 60
+    assert json.loads(json.dumps(made)) == made

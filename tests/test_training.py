@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from spwnet import api, training
+from spwnet.config import make_settings
+from spwnet.errors import InputError, RunError, SettingsError, Stopped
+from spwnet.images import Image
+from spwnet.prediction import prepare_image
+from spwnet.preparation import measure
+from spwnet.runs import Run, make_network
+from spwnet.training import calibrate, check_images, fit, loss_terms, set_up_image, step
+from tests.conftest import TINY, picture
+
+CPU = torch.device("cpu")
+ALL_LOSSES = {"image": 0.5, "patches": 1, "cut": 0.3, "similarity": 0.1, "continuity": 0.1}
+
+
+def settings_with(**overrides):
+    return make_settings(overrides={**TINY, **{name.replace("__", "."): value for name, value in overrides.items()}})
+
+
+def batch_of(settings, images=None):
+    images = images or [Image(picture(seed), f"p{seed}", rgb=True) for seed in range(2)]
+    normalisation = measure(images, settings.images)
+    pairs = [prepare_image(image, settings, normalisation) for image in images]
+    return [set_up_image(prepared, regions, settings, CPU) for prepared, regions in pairs]
+
+
+def states_equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("method", ["slic", "none"])
+def test_every_loss_on_superpixels_and_between_pixels(method):
+    settings = settings_with(losses=ALL_LOSSES, patches__sides=[16, 24], superpixels__method=method)
+    network = make_network(settings, 3)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    batch = batch_of(settings)
+    history = [step(network, optimiser, batch, settings, np.random.default_rng(n)) for n in range(12)]
+    assert set(history[0]) == {*ALL_LOSSES, "total"}
+    assert np.isfinite([list(terms.values()) for terms in history]).all()
+    assert history[-1]["total"] < history[0]["total"]
+    expected = sum(ALL_LOSSES[name] * history[0][name] for name in ALL_LOSSES)
+    assert history[0]["total"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_each_loss_can_be_the_only_one(name):
+    settings = settings_with(losses=dict.fromkeys(ALL_LOSSES, 0) | {name: 1.0}, patches__sides=[16])
+    network = make_network(settings, 3)
+    terms = loss_terms(network, batch_of(settings)[0], settings, np.random.default_rng(0), torch.float32)
+    assert list(terms) == [name]
+    terms[name].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.encoder.parameters())
+
+
+def test_images_of_different_sizes_weigh_alike():
+    settings = settings_with()
+    images = [Image(picture(0), "a", rgb=True), Image(picture(1, 33, 70), "b", rgb=True)]
+    batch = batch_of(settings, images)
+    network = make_network(settings, 3)
+
+    def total(chosen):
+        probe = copy.deepcopy(network)
+        optimiser = torch.optim.SGD(probe.parameters(), lr=0.0)
+        return step(probe, optimiser, chosen, settings, np.random.default_rng(0))["total"]
+
+    assert total(batch) == pytest.approx(total(batch[:1]) + total(batch[1:]), rel=1e-4)
+
+
+def test_the_seed_decides(tmp_path):
+    runs = []
+    for seed in (3, 3, 4):
+        settings = settings_with(seed=seed, losses__patches=1, patches__sides=[16])
+        runs.append(fit(make_network(settings, 3), batch_of(settings), settings))
+    assert states_equal(runs[0], runs[1])
+    assert not states_equal(runs[0], runs[2])
+
+
+def test_ten_steps_equal_five_and_five_more_bit_for_bit(tmp_path):
+    settings = settings_with(training={"epochs": 5, "batches": 2}, losses__patches=1, patches__sides=[16])
+    batch = batch_of(settings)
+    whole = fit(make_network(settings, 3), batch, settings)
+
+    run = Run(tmp_path / "run")
+    run.create()
+    seen = []
+    with pytest.raises(Stopped, match="stopped after step 5 of 10; go on by `--resume`"):
+        fit(make_network(settings, 3), batch, settings, run=run, on_progress=seen.append,
+            should_stop=lambda: len(seen) == 5)  # fmt: skip
+    run.log(6, {"total": 1.0})  # a step after the checkpoint, as a killed process would leave it
+    resumed = fit(make_network(settings, 3), batch, settings, run=run, resume=True, on_progress=seen.append)
+
+    assert states_equal(whole, resumed)
+    assert [line["step"] for line in run.read_history()] == list(range(1, 11))
+    assert [state.done for state in seen] == list(range(1, 11))
+    assert seen[-1].seconds_left == 0
+
+
+def test_calibration_takes_the_mean_statistics_of_whole_images():
+    settings = settings_with()
+    batch = batch_of(settings)
+    network = make_network(settings, 3)
+    calibrate(network, batch, torch.float32)
+    first = network.encoder.down[0]
+    with torch.no_grad():
+        outputs = [first.conv1(network._padded(image.pixels)) for image in batch]
+    mean = torch.stack([output.mean((0, 2, 3)) for output in outputs]).mean(0)
+    assert torch.allclose(first.norm1.running_mean, mean, atol=1e-5)
+    assert first.norm1.momentum == 0.1
+    assert not network.training
+
+
+def test_previews_come_during_training_and_at_the_end_and_change_nothing(monkeypatch):
+    settings = settings_with()
+    batch = batch_of(settings)
+    plain = fit(make_network(settings, 3), batch, settings)
+    monkeypatch.setattr(training, "PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr(training, "PREVIEW_SHARE", 1e9)
+    seen = []
+    previewed = fit(make_network(settings, 3), batch, settings, on_preview=seen.append)
+    assert seen == [1, 2, 3, 4]
+    assert states_equal(plain, previewed)
+
+
+def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
+    settings = settings_with()
+    run = Run(tmp_path / "run")
+    run.create()
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    saved = []
+    monkeypatch.setattr(run, "save_checkpoint", lambda network, optimiser, step: saved.append(step))
+    fit(make_network(settings, 3), batch_of(settings), settings, run=run)
+    assert saved == [2, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights_before_it(tmp_path):
+    settings = settings_with()
+    batch = batch_of(settings)
+    network = make_network(settings, 3)
+    before = copy.deepcopy(network)
+    batch[1].pixels[0, 0, 3, 3] = torch.inf
+    run = Run(tmp_path / "run")
+    run.create()
+    with pytest.raises(RunError, match=r"expected finite losses, but the loss '\w+' is nan"):
+        fit(network, batch, settings, run=run)
+    for old, new in zip(before.parameters(), network.parameters(), strict=True):
+        assert torch.equal(old, new)
+    assert run.checkpoint.exists()
+
+
+@pytest.mark.parametrize("shape", [(3, 60), (4, 4)])
+def test_an_image_smaller_than_the_network_is_an_error(shape):
+    settings = settings_with()
+    image = Image(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8), "dot", rgb=True)
+    prepared, _ = prepare_image(image, settings, measure([image], settings.images))
+    message = (
+        f"expected at least 4×5 working pixels for .model.n_blocks = 2., but image 'dot' has {shape[0]}×{shape[1]}"
+    )
+    with pytest.raises(InputError, match=message):
+        check_images([prepared], settings)
+
+
+def test_an_image_smaller_than_a_patch_is_an_error(pictures):
+    settings = settings_with(losses__patches=1, patches__sides=[64])
+    with pytest.raises(SettingsError, match="a patch of 64×64 is larger than the 40×52 working pixels"):
+        api.train(pictures, settings=settings)
+
+
+def test_bfloat16_convolutions_leave_losses_in_float32():
+    settings = settings_with(losses__cut=1)
+    network = make_network(settings, 3)
+    terms = loss_terms(network, batch_of(settings)[0], settings, np.random.default_rng(0), torch.bfloat16)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    exact = loss_terms(network, batch_of(settings)[0], settings, np.random.default_rng(0), torch.float32)
+    for name, term in terms.items():
+        assert term.item() == pytest.approx(exact[name].item(), rel=0.05), name
