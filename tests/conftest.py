@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from spwnet.config import make_settings
+
+# One busy machine must not fail a property that holds.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 TINY = {
     "images.scale": 1.0,

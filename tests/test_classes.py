@@ -321,7 +321,7 @@ class TestClean:
         labels[3, 4] = 2  # a hole in 1
         labels[8:10, 8:10] = 3  # becomes 1
         labels[0, 11] = 2  # a speck at the border
-        settings = LabelSettings(
+        options = LabelSettings(
             merge=((4, 1),),
             fill_holes=3,
             reassign=({"source": 3, "smaller_than": 5, "to": 1},),
@@ -329,7 +329,7 @@ class TestClean:
         )
         expected = np.zeros((12, 12), int)
         expected[2:6, 2:6] = expected[8:10, 8:10] = 1
-        cleaned = classes.clean(labels, settings)
+        cleaned = classes.clean(labels, options)
         np.testing.assert_array_equal(cleaned, expected)
         assert cleaned.dtype == np.int32
 
@@ -361,41 +361,3 @@ class TestAreas:
     def test_more_classes_than_told(self):
         with pytest.raises(InputError, match="class ids below 3, but the labels hold class 3"):
             classes.areas(np.array([[0, 3]]), 3)
-
-
-class TestNaming:
-    def test_most_overlap_and_ties(self):
-        predicted = np.array([[0, 0, 0, 1, 1, 2, 2, 7]])
-        truth = np.array([[5, 5, 1, 9, 4, 3, 3, 0]])
-        assert classes.match_by_overlap(predicted, truth) == {0: 5, 1: 4, 2: 3, 7: 0}
-
-    def test_ignored_pixels_do_not_count(self):
-        predicted = np.array([[0, 0, 0, 1]])
-        truth = np.array([[-1, -1, 2, -1]])
-        assert classes.match_by_overlap(predicted, truth, ignore=-1) == {0: 2}
-
-    def test_frames_are_pooled(self):
-        predicted = [np.array([[0, 0, 1]]), np.array([[0], [0], [0]])]
-        truth = [np.array([[1, 1, 2]], np.uint8), np.array([[3], [3], [3]], np.uint8)]
-        assert classes.match_by_overlap(predicted, truth) == {0: 3, 1: 2}
-
-    @given(SMALL_LABELS)
-    def test_renaming_is_undone(self, labels):
-        renamed = np.array([7, 2, 9, 0])[labels]
-        mapping = classes.match_by_overlap(renamed, labels)
-        np.testing.assert_array_equal(classes.apply_mapping(renamed, mapping, default=99), labels)
-
-    def test_unknown_classes_take_the_default(self):
-        np.testing.assert_array_equal(classes.apply_mapping(np.array([[0, 1, 2, 9]]), {1: 5}, 3), [[3, 5, 3, 3]])
-
-    @pytest.mark.parametrize(
-        ("predicted", "truth", "message"),
-        [
-            ([np.zeros((2, 2), int)], [], "got 1 labellings and 0 truths"),
-            (np.zeros((2, 2), int), np.zeros((2, 3), int), r"one shape, but got \(2, 2\) and \(2, 3\)"),
-            (np.zeros((2, 2), int), np.full((2, 2), -1), "at least 0, but got -1; name it as the one to ignore"),
-        ],
-    )
-    def test_what_does_not_fit(self, predicted, truth, message):
-        with pytest.raises(InputError, match=message):
-            classes.match_by_overlap(predicted, truth)

@@ -35,7 +35,7 @@ def naive_pairs(labels):
 
 
 @given(label_images)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_edges_equal_a_naive_search_in_2d_and_3d(labels):
     graph, superpixels, image = make(labels)
     first, second = adjacent_pairs(superpixels.labels, superpixels.count)
@@ -56,7 +56,7 @@ def test_full_neighbourhood():
 
 
 @given(label_images, st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_pooling_is_the_mean_of_each_superpixel(labels, channels):
     graph, superpixels, _ = make(labels)
     features = np.random.default_rng(2).standard_normal((channels, *labels.shape))
@@ -79,7 +79,7 @@ def test_labels_of_watershed_numbering_equal_a_loop(mode):
 
 
 @given(st.permutations(range(8)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_renumbering_superpixels_renumbers_the_graph(order):
     labels = np.arange(64).reshape(8, 8) // 8
     plain, _, _ = make(labels)

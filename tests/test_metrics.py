@@ -68,7 +68,7 @@ def is_same_partition(a, b):
 # Counting
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(label_pairs())
 def test_contingency_equals_counting(pair):
     table = metrics.contingency(*pair)
@@ -167,7 +167,7 @@ def test_no_metric_without_pixels(metric):
 # Two segmentations
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(label_pairs())
 def test_score_equals_oracles(pair):
     predicted, truth = pair
@@ -200,7 +200,7 @@ def test_one_pixel_agrees_with_itself(label):
     assert set(scores.values()) == {1.0}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(label_pairs(), st.integers(0, 2**32 - 1))
 def test_score_is_invariant_under_renumbering(pair, seed):
     predicted, truth = pair
@@ -241,7 +241,7 @@ def test_large_counts_do_not_overflow():
 # Several annotators
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(label_pairs(), st.integers(0, 2**32 - 1))
 def test_several_annotators_equal_naive_loops(pair, seed):
     segmentation, first = pair
@@ -323,7 +323,7 @@ def test_mean_iou_over_given_classes():
             metrics.mean_iou(metrics.contingency([1], [0], ignore=0), classes=classes)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(label_pairs())
 def test_naming_protocol_equals_a_naive_loop(pair):
     predicted, truth = pair

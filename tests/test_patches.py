@@ -38,7 +38,7 @@ def turned(patch):
 @given(
     st.integers(2, 6), st.integers(2, 6), st.integers(0, 5), st.integers(0, 5), st.integers(0, 999),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_patches_are_turned_and_flipped_windows_of_the_region(h, w, more_rows, more_columns, seed):
     region = ((1, 1 + h + more_rows), (2, 2 + w + more_columns))
     image = np.arange(20 * 20.0).reshape(20, 20)

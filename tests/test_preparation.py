@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from spwnet.config import ImageSettings
 from spwnet.errors import InputError, RunError
 from spwnet.images import Image
-from spwnet.preparation import Frame, Normalisation, measure, prepare, restore, to_display
+from spwnet.preparation import Frame, Normalisation, measure, prepare, restore, to_display, to_unit
 
 RNG = np.random.default_rng(0)
 PLAIN = ImageSettings(scale=1)
@@ -62,11 +62,20 @@ def test_other_images_are_stretched_between_percentiles_of_all(dtype):
 def test_float_colours_beyond_one_and_mixed_kinds_are_stretched():
     wide = Image(RNG.uniform(0, 2, (20, 30, 3)), "a", True)
     assert measure([wide], PLAIN).high[0] == pytest.approx(2, abs=0.1)
-    mixed = measure([colour(20, 30), wide], PLAIN)
+    bytes_too = Image(RNG.integers(50, 90, (20, 30, 3), dtype=np.uint8), "b", True)
+    mixed = measure([bytes_too, wide], PLAIN)
     assert mixed.rgb
-    assert mixed.low[0] > 0
+    assert mixed.high[0] < 90
     grey = Image(colour(20, 30).pixels, "b", False)
     assert not measure([colour(20, 30), grey], PLAIN).rgb
+
+
+def test_deep_colours_share_one_range():
+    pixels = RNG.integers((1000, 0, 500), (60_000, 9000, 30_000), (40, 40, 3)).astype(np.uint16)
+    found = measure([Image(pixels, "a", True)], PLAIN)
+    assert len(set(found.low)) == len(set(found.high)) == 1
+    assert found.low[0] == np.percentile(pixels[..., 1], 0.1)
+    assert found.high[0] == np.percentile(pixels[..., 0], 99.9)
 
 
 def test_statistics_are_those_of_the_prepared_images():
@@ -258,6 +267,15 @@ def test_margin_that_leaves_nothing():
     image = Image(np.zeros((10, 30, 1)), "small", False)
     with pytest.raises(InputError, match="'small' of 10×30 pixels to be larger than the margins of 5 pixels"):
         prepare(image, ImageSettings(margin=5), UNIT)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float64"])
+def test_unit_values_alone(dtype):
+    image = Image(RNG.integers(0, 99, (8, 9, 2)).astype(dtype), "a", False)
+    found = measure([image], PLAIN)
+    unit = to_unit(image.pixels, found)
+    assert unit.dtype == np.float32
+    np.testing.assert_array_equal(unit, prepare(image, PLAIN, found).unit)
 
 
 # The way back

@@ -45,7 +45,7 @@ def test_constant_image_and_one_superpixel():
 
 
 @given(arrays(np.int64, array_shapes(min_dims=2, max_dims=3, max_side=6), elements=st.integers(-5, 1 << 40)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_numbering_becomes_0_to_n_with_the_same_regions(labels):
     ours = superpixels_from_labels(labels, labels.shape)
     np.testing.assert_array_equal(np.unique(ours.labels), np.arange(ours.count))

@@ -144,7 +144,7 @@ def _training_data(
     source = open_images(images, settings.images.axes)
     chosen = _training_indices(source, frames, settings)
     channels = check_same_channels(source, chosen)
-    label_source = _label_source(superpixels, settings, len(source))
+    label_source = _label_source(superpixels, settings, source)
     raw = [source[index] for index in chosen]
     normalisation = measure(raw, settings.images)
     pairs = [
@@ -305,7 +305,7 @@ def segment(
             f"expected images of {model.info['channels']} channels as in training, but '{source.names[chosen[0]]}' "
             f"has {channels}; segment images of the same kind"
         )
-    label_source = _label_source(superpixels, model.settings, len(source))
+    label_source = _label_source(superpixels, model.settings, source)
     writer = None
     if output is not None:
         writer = Results(output, model, cleaning, suffix=suffix, overlays=overlays, overwrite=overwrite, resume=resume)
@@ -502,8 +502,8 @@ def _training_indices(source: ImageSource, frames: Sequence[int] | str | None, s
     return chosen
 
 
-def _label_source(superpixels: Any, settings: Settings, count: int) -> Callable[[int], NDArray[Any] | None]:
-    """Return a function from an image's position to the user's superpixels of it."""
+def _label_source(superpixels: Any, settings: Settings, images: ImageSource) -> Callable[[int], NDArray[Any] | None]:
+    """Return a function from an image's position to the user's superpixels of it: by name, else by order."""
     given = superpixels if superpixels is not None else settings.superpixels.labels
     if given is None:
         return lambda _: None
@@ -513,8 +513,10 @@ def _label_source(superpixels: Any, settings: Settings, count: int) -> Callable[
             f"{settings.superpixels.method!r}"
         )
     source = open_images(given, None)
-    if len(source) != count:
-        raise InputError(f"expected one superpixel image for each of {count} images, but got {len(source)}")
+    if set(images.names) <= set(source.names):
+        return lambda index: _label_image(source, source.names.index(images.names[index]))
+    if len(source) != len(images):
+        raise InputError(f"expected one superpixel image for each of {len(images)} images, but got {len(source)}")
     return lambda index: _label_image(source, index)
 
 

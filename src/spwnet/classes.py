@@ -13,7 +13,7 @@ import numpy as np
 from spwnet.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -268,82 +268,6 @@ def areas(labels: Labels, n_classes: int) -> list[int]:
     return counts
 
 
-def match_by_overlap(
-    predicted: Labels | Sequence[Labels], truth: Labels | Sequence[Labels], ignore: int | None = None
-) -> dict[int, int]:
-    """Name predicted classes: each is the truth class that it overlaps most.
-
-    Parameters
-    ----------
-    predicted, truth : ndarray of int, or sequences of such
-        Class ids, pairwise of the same shape; several frames count as one big one.
-    ignore : int, optional
-        Truth id of pixels that do not count.
-
-    Returns
-    -------
-    dict of int to int
-        Truth class of each predicted class, in order of predicted class; between truth classes that are overlapped
-        alike the smaller id wins. A class all of whose pixels are ignored is left out.
-
-    Raises
-    ------
-    InputError
-        If there are not as many predictions as truths, their shapes differ, or an id is negative.
-    """
-    many_predicted = [predicted] if isinstance(predicted, np.ndarray) else predicted
-    many_truths = [truth] if isinstance(truth, np.ndarray) else truth
-    if len(many_predicted) != len(many_truths):
-        raise InputError(
-            f"expected one truth for each labelling, but got {len(many_predicted)} labellings and "
-            f"{len(many_truths)} truths; give them in the same order, one for one"
-        )
-    overlap: defaultdict[tuple[int, int], int] = defaultdict(int)
-    for one, other in zip(many_predicted, many_truths, strict=True):
-        if one.shape != other.shape:
-            raise InputError(
-                f"expected a labelling and its truth to be of one shape, but got {one.shape} and {other.shape}; "
-                "bring them to the same size first"
-            )
-        counted = np.ones(other.shape, bool) if ignore is None else other != ignore
-        pairs, counts = _pair_counts(one[counted], other[counted])
-        for pair, count in zip(pairs, counts, strict=True):
-            overlap[pair] += count
-    best: dict[int, tuple[int, int]] = {}
-    for (k, true), count in sorted(overlap.items()):
-        if k not in best or count > best[k][0]:
-            best[k] = (count, true)
-    return {k: true for k, (_, true) in best.items()}
-
-
-def apply_mapping(labels: Labels, mapping: Mapping[int, int], default: int) -> NDArray[np.intp]:
-    """Replace class ids.
-
-    Parameters
-    ----------
-    labels : ndarray of int, shape (H, W) or (D, H, W)
-        Class ids.
-    mapping : mapping of int to int
-        New id of each old one.
-    default : int
-        New id of all others.
-
-    Returns
-    -------
-    ndarray of int, shape of `labels`
-        New ids.
-
-    Raises
-    ------
-    InputError
-        If `labels` is not an image or a volume of class ids.
-    """
-    ids = _checked(labels)
-    table = np.full(max([ids.max(), *mapping]) + 1, default)
-    table[list(mapping)] = list(mapping.values())
-    return table[ids]
-
-
 def _checked(labels: Labels) -> NDArray[np.intp]:
     """Class ids as signed integers, wide enough for any arithmetic."""
     if labels.dtype.kind not in "iu":
@@ -357,19 +281,6 @@ def _checked(labels: Labels) -> NDArray[np.intp]:
     if ids.min() < 0:
         raise InputError(f"expected class ids of at least 0, but got {ids.min()}; give unlabelled pixels a class")
     return ids
-
-
-def _pair_counts(
-    one: NDArray[np.integer[Any]], other: NDArray[np.integer[Any]]
-) -> tuple[list[tuple[int, int]], list[int]]:
-    """Count the pairs of ids at the same place."""
-    for ids in (one, other):
-        if ids.size and ids.min() < 0:
-            raise InputError(f"expected class ids of at least 0, but got {ids.min()}; name it as the one to ignore")
-    width = int(other.max(initial=0)) + 1
-    keys, counts = np.unique(one.astype(np.intp) * width + other.astype(np.intp), return_counts=True)
-    first, second = np.divmod(keys, width)
-    return list(zip(first.tolist(), second.tolist(), strict=True)), counts.tolist()
 
 
 @dataclass(frozen=True)
@@ -391,6 +302,7 @@ class _Pieces:
 
 
 def _connected_pieces(ids: NDArray[np.intp]) -> _Pieces:
+    from scipy.sparse import coo_array
     from skimage import measure
 
     image: NDArray[np.intp] = measure.label(ids, background=-1, connectivity=ids.ndim) - 1  # type: ignore[no-untyped-call]
@@ -401,7 +313,7 @@ def _connected_pieces(ids: NDArray[np.intp]) -> _Pieces:
     for axis, length in enumerate(ids.shape):
         if length > 1:  # a volume of one slice is as good as an image
             at_border[image.take([0, -1], axis)] = True
-    keys, sides = [], []
+    lower, higher, sides = [], [], []
     for offset in product((-1, 0, 1), repeat=ids.ndim):
         if offset <= (0,) * ids.ndim:
             continue
@@ -409,12 +321,14 @@ def _connected_pieces(ids: NDArray[np.intp]) -> _Pieces:
         there = image[tuple(slice(max(d, 0), n - max(-d, 0)) for d, n in zip(offset, image.shape, strict=True))]
         differ = here != there
         one, other = here[differ], there[differ]
-        keys.append(np.minimum(one, other) * len(sizes) + np.maximum(one, other))
-        sides.append(np.full(len(one), np.abs(offset).sum() == 1))
-    unique, inverse = np.unique(np.concatenate(keys), return_inverse=True)
-    shared = np.bincount(inverse, weights=np.concatenate(sides), minlength=len(unique)).astype(np.intp)
-    pairs = np.stack(np.divmod(unique, len(sizes)), axis=1)
-    return _Pieces(image, sizes, classes, at_border, pairs, shared)
+        lower.append(np.minimum(one, other))
+        higher.append(np.maximum(one, other))
+        sides.append(np.full(len(one), np.abs(offset).sum() == 1, np.intp))
+    entries = (np.concatenate(sides), (np.concatenate(lower), np.concatenate(higher)))
+    # Going through rows sums what belongs to one pair, in linear time, and keeps pairs of sum 0.
+    touching = coo_array(entries, shape=(len(sizes), len(sizes))).tocsr().tocoo()
+    pairs = np.stack([touching.row, touching.col], axis=1).astype(np.intp)
+    return _Pieces(image, sizes, classes, at_border, pairs, touching.data)
 
 
 def _holes(

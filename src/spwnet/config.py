@@ -229,9 +229,11 @@ class Settings(_Section):
                 "expected `superpixels.method = 'labels'` because `superpixels.labels` names label images, "
                 f"but got {self.superpixels.method!r}"
             )
-        beyond = [k for group in self.labels.merge for k in group if k >= self.model.classes]
+        ids = [k for group in self.labels.merge for k in group]
+        ids += [k for entry in self.labels.reassign for k in (entry.source, entry.to)]
+        beyond = [k for k in ids if k >= self.model.classes]
         if beyond:
-            raise ValueError(f"expected class ids below {self.model.classes} in `labels.merge`, but got {beyond[0]}")
+            raise ValueError(f"expected class ids below {self.model.classes} under `labels`, but got {beyond[0]}")
         return self
 
 

@@ -171,7 +171,7 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
         If there is nothing there, or nothing that can be read.
     """
     if isinstance(images, np.ndarray):
-        return _frames_of(_from_array(images, axes), "image", None)
+        return _frames_of(_from_array(images, axes), "image")
     if isinstance(images, str | Path):
         images = [images]
     elif isinstance(images, ImageSource):
@@ -189,7 +189,7 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
     if len(paths) == 1:
         with _readable(str(paths[0])):
             stack = _open(paths[0], axes)
-        return _frames_of(stack, paths[0].stem, _last_integer(paths[0]))
+        return _frames_of(stack, paths[0].stem, paths)
     numbers: list[Any] = [_last_integer(path) for path in paths]
     if None in numbers or len(set(numbers)) < len(numbers):
         numbers = list(range(len(paths)))
@@ -302,10 +302,9 @@ def _unique_names(paths: list[Path]) -> list[str]:
         groups.setdefault(name.casefold(), []).append(k)
     for members in groups.values():
         if len(members) > 1:
-            for proposed in zip(*map(proposals, members), strict=True):
-                if len(set(map(str.casefold, proposed))) == len(members):
-                    break
-            for k, name in zip(members, proposed, strict=True):
+            columns = zip(*map(proposals, members), strict=True)
+            unique = next(column for column in columns if len(set(map(str.casefold, column))) == len(members))
+            for k, name in zip(members, unique, strict=True):
                 names[k] = name
     taken: set[str] = set()
     for k in range(len(names)):
@@ -315,10 +314,11 @@ def _unique_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _frames_of(stack: _Stack, stem: str, number: int | None) -> _Images:
-    """Source of the frames of one stack."""
+def _frames_of(stack: _Stack, stem: str, paths: Sequence[Path] = ()) -> _Images:
+    """Source of the frames of one stack, from an array or the only file."""
     if not stack.frame_shape:
-        return _Images([stem], [0 if number is None else number], lambda _: (stack, 0))
+        numbers = [_last_integer(path) or 0 for path in paths] or [0]
+        return _Images([stem], numbers, lambda _: (stack, 0), paths)
     count = math.prod(stack.frame_shape)
     return _Images(_numbered(stem, count), range(count), lambda k: (stack, k))
 
@@ -352,8 +352,10 @@ def _open(path: Path, axes: str | None) -> _Stack:
         return _open_picture(path)
     if suffix in TIFFS:
         return _open_tiff(path, axes)
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _from_array(array, axes)
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise InputError("expected the content of an NPY file, but it is something else; save it again")
+    return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), axes)
 
 
 def _from_array(array: NDArray[Any], axes: str | None) -> _Stack:
@@ -364,7 +366,7 @@ def _from_array(array: NDArray[Any], axes: str | None) -> _Stack:
 def _name_axes(shape: tuple[int, ...], axes: str | None) -> str:
     """Name the axes of an array as told, or by its shape."""
     if axes is not None:
-        if len(axes) != len(shape) or not {"Y", "X"} <= set(axes):
+        if len(axes) != len(shape) or len(set(axes)) != len(axes) or not {"Y", "X"} <= set(axes):
             raise InputError(
                 f"expected {len(shape)} axes with Y and X among them for an array of shape {shape}, but got {axes!r}"
             )
@@ -394,7 +396,7 @@ def _picture(path: Path) -> Iterator[ImageFile]:
         file.seek(0)
         reader = next((reader for magic, reader in readers.items() if start.startswith(magic)), None)
         if reader is None:
-            raise InputError("expected the content of a PNG, JPEG or BMP file, but it is something else")
+            raise InputError("expected the content of a PNG, JPEG or BMP file, but it is something else; save it again")
         depth, colours = start[24:25], start[25:26]  # of the PNG header; 2, 4 and 6 have colours or alpha
         if start.startswith(b"\x89PNG") and depth == b"\x10" and colours in (b"\x02", b"\x04", b"\x06"):
             raise InputError("expected at most 8 bits a channel in a colour PNG, but it has 16; convert it to TIFF")
@@ -431,7 +433,9 @@ def _open_tiff(path: Path, axes: str | None) -> _Stack:
         tiff.filehandle.seek(tiff.pages.next_page_offset)
         if any(tiff.filehandle.read(tiff.tiff.offsetsize)):
             raise InputError("expected a complete TIFF, but it ends before its last page; save it again")
-        if tiff.is_shaped and len(tiff.series) > 1:  # pages written one by one count as a series each
+        _check_tags(tiff)
+        # pages written one by one count as a series each
+        if tiff.is_shaped and len(tiff.series) > 1 and all(series.ndim == tiff.pages[0].ndim for series in tiff.series):
             tiff.close()
             tiff = TiffFile(path, is_shaped=False)
         series = tiff.series[0]
@@ -456,6 +460,15 @@ def _open_tiff(path: Path, axes: str | None) -> _Stack:
         raise
     weakref.finalize(stack, tiff.close)
     return stack
+
+
+def _check_tags(tiff: Any) -> None:
+    """Refuse a header with tags that lie beyond the end: without BitsPerSample, for one, other pixels would come."""
+    for page in {tiff.pages[0], tiff.pages[-1]}:
+        tiff.filehandle.seek(page.offset)
+        count = int.from_bytes(tiff.filehandle.read(tiff.tiff.tagnosize), "big" if tiff.byteorder == ">" else "little")
+        if count != len(page.tags):
+            raise InputError(f"expected a header of {count} tags, but only {len(page.tags)} can be read; save it again")
 
 
 def _tiff_reader(path: Path, tiff: Any) -> Callable[[tuple[int | slice, ...]], NDArray[Any]]:

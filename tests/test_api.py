@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import spwnet
+from spwnet import api
+from spwnet.config import make_settings
+from spwnet.errors import InputError, OutputError, RunError, SettingsError, SpwnetError, Stopped
+from tests.conftest import TINY, picture
+
+
+@pytest.fixture(scope="module")
+def model():
+    return spwnet.train([picture(0), picture(1)], settings=make_settings(overrides=TINY))
+
+
+def read_labels(folder, suffix=".png"):
+    return {path.stem: np.asarray(Image.open(path)) for path in sorted((folder / "labels").glob(f"*{suffix}"))}
+
+
+def test_train_segment_load_on_arrays_and_files_agree(folder, pictures, tiny, tmp_path):
+    model = spwnet.train(pictures, settings=tiny)
+    trained = spwnet.train(folder, tmp_path / "run", settings=tiny)
+    loaded = spwnet.load(tmp_path / "run")
+    assert model.fingerprint == trained.fingerprint == loaded.fingerprint
+    in_memory = spwnet.segment(model, pictures)
+    written = spwnet.segment(tmp_path / "run", folder, tmp_path / "out")
+    assert written.labels == []
+    assert written.folder == tmp_path / "out"
+    on_disk = read_labels(tmp_path / "out")
+    assert list(on_disk) == list(written.names) == ["frame_01", "frame_02", "frame_03"]
+    for ours, theirs in zip(in_memory.labels, on_disk.values(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_summary_beside_the_labels(model, folder, tmp_path):
+    result = spwnet.segment(model, folder, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "segmentation.json").read_text())
+    assert summary["complete"] is True
+    assert summary["seed"] == 0
+    assert summary["settings"]["model"]["classes"] == 4
+    assert summary["model"] == model.fingerprint
+    assert {"spwnet", "torch", "numpy", "python", "time"} <= set(summary)
+    labels = read_labels(tmp_path / "out")
+    for name, areas in summary["images"].items():
+        values, counts = np.unique(labels[name], return_counts=True)
+        assert areas == {str(v): n for v, n in zip(values.tolist(), counts.tolist(), strict=True)}
+        assert result.areas[name] == {int(k): n for k, n in areas.items()}
+    assert sum(entry["share"] for entry in summary["classes"].values()) == pytest.approx(1)
+    assert all(entry["colour"].startswith("#") for entry in summary["classes"].values())
+    overlay = np.asarray(Image.open(tmp_path / "out" / "overlays" / "frame_01.jpg"))
+    assert overlay.shape == (40, 52, 3)
+    assert not (tmp_path / "out" / "images.jsonl").exists()
+
+
+def test_tiff_labels_without_overlays(model, folder, tmp_path):
+    import tifffile
+
+    spwnet.segment(model, folder, tmp_path / "out", suffix=".tif", overlays=False, frames=[2])
+    assert not (tmp_path / "out" / "overlays").exists()
+    [file] = (tmp_path / "out" / "labels").iterdir()
+    np.testing.assert_array_equal(tifffile.imread(file), spwnet.segment(model, folder, frames=[2]).labels[0])
+
+
+def test_margin_and_scale_are_undone(pictures):
+    settings = make_settings(overrides={**TINY, "images.margin": 5, "images.scale": "1/2", "model.n_blocks": 1})
+    model = spwnet.train(pictures, settings=settings)
+    [labels] = spwnet.segment(model, pictures[0]).labels
+    assert labels.shape == (40, 52)
+    np.testing.assert_array_equal(labels[:5, 20], labels[5, 20])
+    np.testing.assert_array_equal(labels[20, -5:], labels[20, -6])
+
+
+def test_class_ids_do_not_depend_on_the_other_images(model):
+    frames = [picture(seed) for seed in range(4)]
+    together = spwnet.segment(model, frames).labels
+    alone = [spwnet.segment(model, frame).labels[0] for frame in frames]
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (2, np.uint16), (5, np.float32)])
+def test_any_number_of_channels_and_type(channels, dtype):
+    images = [(picture(seed, channels=channels).astype(dtype) * 100 if dtype != np.uint8 else
+               picture(seed, channels=channels)) for seed in range(2)]  # fmt: skip
+    model = spwnet.train(images, settings=make_settings(overrides=TINY))
+    assert model.info["channels"] == channels
+    assert spwnet.segment(model, images[1]).labels[0].shape == (40, 52)
+
+
+def test_training_frames_are_spread_unless_named(folder, tiny, caplog):
+    few = tiny.model_copy(update={"training": tiny.training.model_copy(update={"images": 2})})
+    with caplog.at_level(logging.INFO):
+        model = spwnet.train(folder, settings=few)
+    assert [image["name"] for image in model.info["images"]] == ["frame_01", "frame_03"]
+    assert "training on 2 of 3 images: frame_01, frame_03" in caplog.text
+    model = spwnet.train(folder, settings=few, frames=[3, 2])
+    assert [image["name"] for image in model.info["images"]] == ["frame_03", "frame_02"]
+    one = tiny.model_copy(update={"training": tiny.training.model_copy(update={"images": 1})})
+    assert len(spwnet.train(folder, settings=one).info["images"]) == 1
+    assert len(spwnet.train(folder, settings=few, frames="all").info["images"]) == 3
+
+
+def test_user_superpixels(pictures, tmp_path):
+    regions = [np.arange(40)[:, None] // 10 * 10 + np.arange(52) // 13 for _ in pictures]
+    settings = make_settings(overrides={**TINY, "superpixels.method": "labels"})
+    model = spwnet.train(pictures, settings=settings, superpixels=regions)
+    assert model.info["images"][0]["superpixels"] == 16
+    [labels] = spwnet.segment(model, pictures[0], superpixels=regions[0]).labels
+    for i in np.unique(regions[0]):
+        assert len(np.unique(labels[regions[0] == i])) == 1
+    with pytest.raises(InputError, match="expected one superpixel image for each of 3 images, but got 2"):
+        spwnet.train(pictures, settings=settings, superpixels=regions[:2])
+    with pytest.raises(InputError, match=r"expected superpixels of the image's shape \(40, 52\), but got \(9, 9\)"):
+        spwnet.train(pictures, settings=settings, superpixels=[np.zeros((9, 9), int)] * 3)
+    with pytest.raises(InputError, match=r"expected a label image of one channel, but .* has 3"):
+        spwnet.train(pictures, settings=settings, superpixels=pictures)
+    with pytest.raises(SettingsError, match="because superpixels were given, but it is 'slic'"):
+        spwnet.train(pictures, settings=make_settings(overrides=TINY), superpixels=regions)
+    with pytest.raises(InputError, match=r"`superpixels.method = 'labels'`, but got none"):
+        spwnet.train(pictures, settings=settings)
+    for number, region in enumerate(regions):
+        Image.fromarray(region.astype(np.uint8)).save(tmp_path / f"r{number}.png")
+    by_path = make_settings(overrides={**TINY, "superpixels": {"method": "labels", "labels": str(tmp_path / "r*.png")}})
+    assert spwnet.train(pictures, settings=by_path).fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([np.full((40, 52, 3), 7, np.uint8)], "constant image"),
+        ([np.where(np.arange(40 * 52).reshape(40, 52) == 9, np.nan, 1.0)], "NaN or infinite|not finite|finite"),
+        ([picture(0), picture(1, channels=1)], "channels"),
+        ([picture(0, 4, 4)], "expected at least 4×5 working pixels"),
+        ("no/such/folder", "no such|there is no"),
+        ([], "expected"),
+    ],
+)
+def test_bad_input_is_named_before_training(images, message, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(api, "fit", lambda *_, **__: pytest.fail("training started"))
+    with pytest.raises(SpwnetError, match=message):
+        spwnet.train(images, tmp_path / "run", settings=tiny)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_bad_files_are_named_before_training(folder, tiny, monkeypatch):
+    monkeypatch.setattr(api, "fit", lambda *_, **__: pytest.fail("training started"))
+    file = folder / "frame_02.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="frame_02"):
+        spwnet.train(folder, settings=tiny)
+    file.write_text("not a picture")
+    with pytest.raises(InputError, match="frame_02"):
+        spwnet.train(folder, settings=tiny)
+
+
+def test_more_classes_than_fit_the_output(folder, model, tmp_path, monkeypatch):
+    many = make_settings(overrides={**TINY, "model.classes": 65_536})
+    monkeypatch.setattr(api, "open_images", lambda *_: pytest.fail("work started"))
+    wide = spwnet.TrainedModel(model.network, many, model.normalisation, model.info)
+    with pytest.raises(OutputError, match="jpg"):
+        spwnet.segment(wide, folder, tmp_path / "out", suffix=".jpg")
+    object.__setattr__(many.model, "classes", 70_000)
+    with pytest.raises(OutputError, match=r"70[,_]?000"):
+        spwnet.segment(wide, folder, tmp_path / "out")
+
+
+def test_images_of_another_kind_are_refused(model):
+    with pytest.raises(InputError, match=r"expected images of 3 channels as in training, but .* has 1"):
+        spwnet.segment(model, picture(0, channels=1))
+
+
+def test_output_that_exists_is_refused_and_overwritten_only_if_asked(model, folder, tmp_path, tiny):
+    out = tmp_path / "out"
+    spwnet.segment(model, folder, out)
+    with pytest.raises(OutputError, match="overwrite"):
+        spwnet.segment(model, folder, out)
+    spwnet.segment(model, folder, out, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        spwnet.segment(model, folder, tmp_path / "file" / "out")
+    with pytest.raises(OutputError, match="overwrite"):
+        spwnet.train(folder, out, settings=tiny)
+
+
+def test_a_segmentation_that_was_stopped_is_resumed(model, folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def press(state):
+        if state.done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped, match="stopped after 2 of 3 images; go on by `--resume`"):
+        spwnet.segment(model, folder, out, on_progress=press)
+    assert json.loads((out / "segmentation.json").read_text())["complete"] is False
+    kept = {path: path.stat().st_mtime_ns for path in (out / "labels").iterdir()}
+    assert len(kept) == 2
+    seen = []
+    result = spwnet.segment(model, folder, out, resume=True, on_progress=seen.append)
+    assert [(state.done, state.total) for state in seen] == [(1, 1)]
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert list(result.areas) == ["frame_01", "frame_02", "frame_03"]
+    fresh = spwnet.segment(model, folder, tmp_path / "fresh")
+    assert result.areas == fresh.areas
+    again = spwnet.segment(model, folder, out, resume=True, on_progress=lambda _: pytest.fail("nothing is left"))
+    assert again.areas == fresh.areas
+
+
+def test_resuming_another_segmentation_is_refused(model, folder, tmp_path):
+    out = tmp_path / "out"
+    spwnet.segment(model, folder, out)
+    other = spwnet.train(picture(2), settings=make_settings(overrides={**TINY, "seed": 5}))
+    with pytest.raises(OutputError, match="but its 'model' differs"):
+        spwnet.segment(other, folder, out, resume=True)
+    (out / "segmentation.json").write_text("{")
+    with pytest.raises(OutputError, match=r"expected a readable .*segmentation.json"):
+        spwnet.segment(model, folder, out, resume=True)
+
+
+def test_training_that_was_stopped_is_resumed_to_the_same_weights(folder, tiny, tmp_path):
+    run = tmp_path / "run"
+
+    def press(state):
+        if state.done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped, match="stopped after step 1 of 4"):
+        spwnet.train(folder, run, settings=tiny, on_progress=press)
+    with pytest.raises(RunError, match="did not finish"):
+        spwnet.load(run)
+    with pytest.raises(RunError, match="but `seed` differs"):
+        spwnet.train(folder, run, settings=tiny.model_copy(update={"seed": 3}), resume=True)
+    with pytest.raises(RunError, match="but got others"):
+        spwnet.train(folder, run, settings=tiny, frames=[1], resume=True)
+    resumed = spwnet.train(folder, run, settings=tiny, resume=True)
+    assert resumed.fingerprint == spwnet.train(folder, settings=tiny).fingerprint
+    finished = spwnet.train(
+        folder, run, settings=tiny, resume=True, on_progress=lambda _: pytest.fail("nothing is left")
+    )
+    assert finished.fingerprint == resumed.fingerprint
+    fresh = spwnet.train(folder, tmp_path / "new", settings=tiny, resume=True)
+    assert fresh.fingerprint == resumed.fingerprint
+
+
+def test_second_interrupt_stops_at_once_and_threads_are_left_alone():
+    with api.stoppable() as should_stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    answers = []
+
+    def elsewhere():
+        with api.stoppable() as should_stop:
+            answers.append(should_stop())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert answers == [False]
+
+
+def test_collapse_is_told(tiny, caplog, monkeypatch):
+    monkeypatch.setattr(api, "FEW_CLASSES", 99)
+    spwnet.train(picture(0), settings=tiny)
+    assert "the training collapsed. Try another `seed`" in caplog.text
+
+
+def save_labels(folder, arrays):
+    folder.mkdir()
+    for name, array in arrays.items():
+        Image.fromarray(array.astype(np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def test_evaluate_pairs_annotators_and_names_classes(tmp_path):
+    truth = np.repeat([[0, 1]], 4, axis=0).repeat(5, axis=1)
+    predicted = save_labels(tmp_path / "p", {f"f{i}": truth * 3 + 2 for i in range(3)})
+    annotated = save_labels(tmp_path / "t", {f"f{i}_{k}": truth for i in range(3) for k in range(2)})
+    result = spwnet.evaluate(predicted, annotated, naming=[0])
+    assert result["images"] == 3
+    assert result["rand"] == result["covering"] == result["mean_iou"] == 1
+    assert result["iou"] == {"0": 1, "1": 1}
+    assert result["variation_of_information"] == 0
+    with pytest.raises(InputError, match="frame 9 has none"):
+        spwnet.evaluate(predicted, annotated, naming=[9])
+    with pytest.raises(InputError, match="with others left to score"):
+        spwnet.evaluate(predicted, annotated, naming=[0, 1, 2])
+    small = save_labels(tmp_path / "s", {"f0": truth[:2]})
+    with pytest.raises(InputError, match=r"expected label images of one shape, but 'f0' has \(4, 10\)"):
+        spwnet.evaluate(predicted, small)
+    with pytest.raises(InputError, match="expected truth images of the same names"):
+        spwnet.evaluate(predicted, save_labels(tmp_path / "o", {"x": truth, "y": truth}))
+    by_order = spwnet.evaluate([truth, truth], [truth + 1, truth + 1])
+    assert by_order["v_measure"] == 1
+
+
+def test_evaluate_ignores_void(tmp_path):
+    truth = np.array([[0, 1, 1, 255]] * 4)
+    predicted = np.array([[0, 1, 1, 0]] * 4)
+    assert spwnet.evaluate([predicted], [truth], ignore=[255])["covering"] == 1
+    assert spwnet.evaluate([predicted], [truth])["covering"] < 1
+
+
+def test_public_names():
+    assert dir(spwnet) == sorted(spwnet.__all__)
+    assert all(getattr(spwnet, name) is not None for name in spwnet.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = spwnet.nothing

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import spwnet
+from spwnet.errors import OutputError, RunError
+from spwnet.runs import RUN_FORMAT, Run, make_network
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from spwnet.config import make_settings
+    from tests.conftest import TINY, picture
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    settings = make_settings(overrides={**TINY, "training": {"epochs": 1, "batches": 1}})
+    spwnet.train([picture(0)], folder, settings=settings)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def edit(run, **changes):
+    info = json.loads(run.description.read_text())
+    for name, value in changes.items():
+        place = info
+        *path, key = name.split("__")
+        for part in path:
+            place = place[part]
+        place[key] = value
+    run.description.write_text(json.dumps(info))
+
+
+def test_files_of_a_run(run):
+    names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "run.json", "weights.safetensors", "history.jsonl", "checkpoint.safetensors", "previews/step_000001.png",
+    }  # fmt: skip
+    info, settings, normalisation = run.read()
+    assert info["format"] == RUN_FORMAT
+    assert info["finished"] is True
+    assert info["channels"] == len(normalisation.mean) == 3
+    assert info["spwnet"] == spwnet.__version__
+    assert {"torch", "numpy", "python", "platform", "time", "precision", "device", "seconds"} <= set(info)
+    assert settings.model.classes == 4
+    assert len(run.read_history()) == 1
+
+
+def test_loading_back_gives_the_same_network(run):
+    a, b = run.load(), run.load()
+    assert a.fingerprint == b.fingerprint
+    with torch.no_grad():
+        next(b.network.parameters()).add_(1e-3)
+    assert a.fingerprint != b.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"format": RUN_FORMAT + 1},
+            rf"format {RUN_FORMAT} or older .* but got format {RUN_FORMAT + 1}; update spwnet",
+        ),
+        ({"format": "x"}, "has no format number"),
+        ({"channels": 7}, "expected the number of channels"),
+        ({"channels": "3"}, "expected the number of channels"),
+        ({"settings__model__classes": 5}, "of shape .* but got .* of different runs"),
+        ({"settings__model__n_blocks": 3}, "is missing; weights and run.json are of different runs"),
+        ({"settings__model__n_blocks": 1}, "is not part of it; weights and run.json are of different runs"),
+        ({"settings__seed": -1}, "expected valid settings in .*'seed'"),
+        ({"normalisation__std": [0, 1, 1]}, "expected a positive .std. in each channel"),
+        ({"normalisation": 3}, "normalisation"),
+    ],
+)
+def test_a_run_that_does_not_fit(run, changes, message):
+    edit(run, **changes)
+    with pytest.raises(RunError, match=message):
+        run.load()
+
+
+@pytest.mark.parametrize("key", ["settings", "normalisation", "channels"])
+def test_a_part_that_is_missing(run, key):
+    info = json.loads(run.description.read_text())
+    del info[key]
+    run.description.write_text(json.dumps(info))
+    with pytest.raises(RunError, match=f"expected '{key}'"):
+        run.load()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": ' * 100_000, "\x00"])
+def test_a_damaged_description(run, content):
+    run.description.write_text(content)
+    with pytest.raises(RunError, match=r"expected a (readable|description)"):
+        run.load()
+
+
+def test_no_run_and_no_weights(run, tmp_path):
+    with pytest.raises(RunError, match=r"expected a run directory with a run.json at .*; train one first"):
+        Run(tmp_path).load()
+    run.weights.unlink()
+    with pytest.raises(RunError, match="the training did not finish: go on with it by `--resume`"):
+        run.load()
+
+
+def test_damaged_weights(run):
+    run.weights.write_bytes(run.weights.read_bytes()[:100])
+    with pytest.raises(RunError, match="expected readable weights"):
+        run.load()
+
+
+def test_a_pickle_is_never_loaded(run):
+    torch.save(make_network(run.read()[1], 3).state_dict(), run.weights)
+    with pytest.raises(RunError, match="expected readable weights"):
+        run.load()
+
+
+def test_weights_of_another_type_do_not_pass_unseen(run):
+    tensors = safetensors.torch.load_file(run.weights)
+    name = next(iter(tensors))
+    tensors[name] = torch.zeros(3, 3)
+    safetensors.torch.save_file(tensors, run.weights)
+    with pytest.raises(RunError, match="of different runs"):
+        run.load()
+
+
+def test_create_refuses_what_is_there_and_overwrite_clears_only_its_own_files(run):
+    with pytest.raises(OutputError, match="overwrite"):
+        run.create()
+    foreign = run.folder / "notes.txt"
+    foreign.write_text("mine")
+    run.create(overwrite=True)
+    assert foreign.read_text() == "mine"
+    assert not run.weights.exists()
+    assert not list(run.previews.iterdir())
+
+
+def test_initial_weights_depend_on_the_seed_alone(run):
+    settings = run.read()[1]
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    a = make_network(settings, 3).state_dict()
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    b = make_network(settings, 3).state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    other = make_network(settings.model_copy(update={"seed": 9}), 3).state_dict()
+    assert not all(np.array_equal(a[name], other[name]) for name in a)
