@@ -16,13 +16,14 @@ TINY = {
     "images.scale": 1.0,
     "model": {"classes": 4, "ch_mul": 4, "n_blocks": 2},
     "superpixels.size": 16,
+    "labels.classes": 4,
     "training": {"epochs": 2, "batches": 2, "learning_rate": 1e-2, "precision": "float32"},
 }
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _few_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

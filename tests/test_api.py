@@ -164,14 +164,25 @@ def test_bad_files_are_named_before_training(folder, tiny, monkeypatch):
 
 
 def test_more_classes_than_fit_the_output(folder, model, tmp_path, monkeypatch):
-    many = make_settings(overrides={**TINY, "model.classes": 65_536})
+    many = make_settings(overrides={**TINY, "labels.classes": 65_536})
     monkeypatch.setattr(api, "open_images", lambda *_: pytest.fail("work started"))
-    wide = spwnet.TrainedModel(model.network, many, model.normalisation, model.info)
+    wide = spwnet.TrainedModel(model.network, many, model.normalisation, model.info, model.codebook)
     with pytest.raises(OutputError, match="jpg"):
         spwnet.segment(wide, folder, tmp_path / "out", suffix=".jpg")
-    object.__setattr__(many.model, "classes", 70_000)
+    object.__setattr__(many.labels, "classes", 70_000)
     with pytest.raises(OutputError, match=r"70[,_]?000"):
         spwnet.segment(wide, folder, tmp_path / "out")
+
+
+def test_label_modes_other_than_the_run_s_own(model, pictures, tmp_path):
+    published = model.settings.labels.model_copy(update={"mode": "argmax_of_mean"})
+    found = spwnet.segment(model, pictures[0], labels=published).labels[0]
+    assert not np.array_equal(found, spwnet.segment(model, pictures[0]).labels[0])
+    plain = spwnet.train(pictures, settings=make_settings(overrides={**TINY, "labels.mode": "max_count_of_argmax"}))
+    assert plain.codebook is None
+    with pytest.raises(SettingsError, match=r"expected a model trained with `labels.mode = 'codebook'`"):
+        spwnet.segment(plain, pictures[0], tmp_path / "out", labels=model.settings.labels)
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_of_another_kind_are_refused(model):

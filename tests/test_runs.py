@@ -44,7 +44,8 @@ def edit(run, **changes):
 def test_files_of_a_run(run):
     names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     assert names == {
-        "run.json", "weights.safetensors", "history.jsonl", "checkpoint.safetensors", "previews/step_000001.png",
+        "run.json", "weights.safetensors", "codebook.safetensors", "history.jsonl", "checkpoint.safetensors",
+        "previews/step_000001.png",
     }  # fmt: skip
     info, settings, normalisation = run.read()
     assert info["format"] == RUN_FORMAT
@@ -74,7 +75,7 @@ def test_loading_back_gives_the_same_network(run):
         ({"format": "x"}, "has no format number"),
         ({"channels": 7}, "expected the number of channels"),
         ({"channels": "3"}, "expected the number of channels"),
-        ({"settings__model__classes": 5}, "of shape .* but got .* of different runs"),
+        ({"settings__model__classes": 6}, "of shape .* but got .* of different runs"),
         ({"settings__model__n_blocks": 3}, "is missing; weights and run.json are of different runs"),
         ({"settings__model__n_blocks": 1}, "is not part of it; weights and run.json are of different runs"),
         ({"settings__seed": -1}, "expected valid settings in .*'seed'"),

@@ -16,12 +16,14 @@ import numpy as np
 
 from spwnet import metrics, outputs, report
 from spwnet.classes import areas, palette
+from spwnet.codebook import fit_codebook
 from spwnet.config import Settings
+from spwnet.descriptors import blocks
 from spwnet.devices import convolution_type, memory_format, pick_device
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
-from spwnet.prediction import predict, predict_all, prepare_image
-from spwnet.preparation import measure
+from spwnet.prediction import describe, predict, predict_all, prepare_image
+from spwnet.preparation import measure, to_display, to_unit
 from spwnet.runs import Results, Run, TrainedModel, make_network
 from spwnet.samples import sample
 from spwnet.training import Progress, check_images, fit, set_up_image
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spwnet.codebook import Codebook
     from spwnet.config import LabelSettings
     from spwnet.images import ImageSource
     from spwnet.model import WNet
@@ -109,6 +112,7 @@ def train(
     network = make_network(settings, data.info["channels"]).to(target)
     batch = [set_up_image(prepared, regions, settings, target) for prepared, regions in data.pairs]
     start = time.monotonic()
+    steps = settings.training.epochs * settings.training.batches
     with stoppable() as should_stop:
         fit(
             network,
@@ -121,11 +125,13 @@ def train(
             should_stop=should_stop,
         )
     data.info["seconds"] = round(time.monotonic() - start, 1)
-    data.info["classes"] = _classes_in_use(network, data, settings)
+    codebook = _fit_codebook(network, data, settings) if settings.labels.mode == "codebook" else None
+    data.info["classes"] = _classes_in_use(network, data, settings, codebook)
     if directory is not None:
-        directory.save_weights(network)
+        directory.save_model(network, codebook)
+        _write_preview(directory, steps, network, data, batch, settings, codebook)
         directory.write({"finished": True, **data.info}, settings, data.normalisation)
-    return TrainedModel(network, settings, data.normalisation, data.info)
+    return TrainedModel(network, settings, data.normalisation, data.info, codebook)
 
 
 @dataclass
@@ -169,6 +175,13 @@ def _training_data(
     return _TrainingData(pairs, normalisation, {"channels": channels, "images": described})
 
 
+def _fit_codebook(network: WNet, data: _TrainingData, settings: Settings) -> Codebook:
+    """Fit the class centres on the superpixels, or pixels, of the training images."""
+    descriptors = [describe(network, *pair, settings.training.precision) for pair in data.pairs]
+    kinds = blocks(settings.model.ch_mul, data.info["channels"])
+    return fit_codebook(np.concatenate(descriptors), kinds, settings.labels.classes, settings.seed)
+
+
 def _write_preview(
     directory: Run | None,
     done: int,
@@ -176,6 +189,7 @@ def _write_preview(
     data: _TrainingData,
     batch: Sequence[TrainingImage],
     settings: Settings,
+    codebook: Codebook | None = None,
 ) -> None:
     """Write input, reconstruction and labels of the first few training images."""
     if directory is None:
@@ -184,17 +198,20 @@ def _write_preview(
     picture = report.preview(
         [prepared.unit for prepared, _ in data.pairs[few]],
         [report.reconstruct(network, image.pixels, data.normalisation, precision) for image in batch[few]],
-        [predict(network, *pair, settings.labels.mode, precision) for pair in data.pairs[few]],
-        palette(settings.model.classes),
+        [predict(network, *pair, settings.labels.mode, precision, codebook) for pair in data.pairs[few]],
+        palette(max(settings.n_classes, settings.model.classes)),
     )
     outputs.write_picture(directory.preview(done), picture)
 
 
-def _classes_in_use(network: WNet, data: _TrainingData, settings: Settings) -> dict[str, int]:
+def _classes_in_use(
+    network: WNet, data: _TrainingData, settings: Settings, codebook: Codebook | None
+) -> dict[str, int]:
     """Count the working pixels of each class that is left on the training images; warn if hardly any is."""
     mode, precision = settings.labels.mode, settings.training.precision
-    n_classes = settings.model.classes
-    counts = np.sum([areas(predict(network, *pair, mode, precision), n_classes) for pair in data.pairs], axis=0)
+    n_classes = settings.n_classes
+    labels = [predict(network, *pair, mode, precision, codebook) for pair in data.pairs]
+    counts = np.sum([areas(found, n_classes) for found in labels], axis=0)
     used = {str(k): int(n) for k, n in enumerate(counts) if n}
     if len(used) < FEW_CLASSES:
         logger.warning(
@@ -295,7 +312,12 @@ def segment(
     if not isinstance(model, TrainedModel):
         model = load(model, device=device)
     cleaning = labels or model.settings.labels
-    n_classes = model.settings.model.classes
+    n_classes = model.settings.model_copy(update={"labels": cleaning}).n_classes
+    if cleaning.mode == "codebook" and model.codebook is None:
+        raise SettingsError(
+            "expected a model trained with `labels.mode = 'codebook'` to label by codebook, but this one has none; "
+            "use 'argmax_of_mean' or 'max_count_of_argmax'"
+        )
     outputs.label_dtype(n_classes, suffix)
     source = open_images(images, model.settings.images.axes)
     chosen = frame_indices(source, "all" if frames is None else frames)
@@ -308,16 +330,23 @@ def segment(
     label_source = _label_source(superpixels, model.settings, source)
     writer = None
     if output is not None:
-        writer = Results(output, model, cleaning, suffix=suffix, overlays=overlays, overwrite=overwrite, resume=resume)
+        writer = Results(
+            output,
+            model,
+            cleaning,
+            n_classes=n_classes,
+            suffix=suffix,
+            overlays=overlays,
+            overwrite=overwrite,
+            resume=resume,
+        )
     todo = [index for index in chosen if writer is None or source.names[index] not in writer.done]
 
     found: list[NDArray[np.int32]] = []
     counts: dict[str, dict[int, int]] = dict(writer.done) if writer else {}
     start = time.monotonic()
-    stream = predict_all(
-        model.network, source, todo, model.settings, model.normalisation, cleaning, label_source,
-        pictures=overlays and writer is not None,
-    )  # fmt: skip
+    pictures = overlays and writer is not None
+    stream = predict_all(model, source, todo, cleaning, label_source, pictures=pictures)
     with stoppable() as should_stop:
         for done, prediction in enumerate(stream, start=1):
             counts[prediction.name] = {k: n for k, n in enumerate(areas(prediction.labels, n_classes)) if n}
@@ -448,11 +477,11 @@ def demo(
     rest = [i for i in range(len(labels)) if i not in training]
     mean, iou = metrics.mean_iou(metrics.pooled([tables[i] for i in rest]), names)
 
-    lookup = np.array([names.get(k, len(data.class_names)) for k in range(model.settings.model.classes)])
+    lookup = np.array([names.get(k, len(data.class_names)) for k in range(model.settings.n_classes)])
     rows = []
     for i in (rest[0], rest[len(rest) // 2], rest[-1]):
-        display = data.images[i]
-        drawn = [outputs.overlay(display, k, palette(model.settings.model.classes))
+        display = to_display(to_unit(data.images[i], model.normalisation))
+        drawn = [outputs.overlay(display, k, palette(model.settings.n_classes))
                  for k in (labels[i], lookup[labels[i]], data.truth[i])]  # fmt: skip
         rows.append([display, *drawn])
     picture = outputs.grid(rows, captions=["input", "classes found", "named", "truth"])

@@ -1,4 +1,4 @@
-"""What the labels mean: colours of the classes, cleaning, areas, and naming by overlap with a truth."""
+"""What the labels mean: colours of the classes, cleaning, areas."""
 
 from __future__ import annotations
 

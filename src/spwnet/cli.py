@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -42,7 +43,7 @@ Sets = Annotated[
         negative="", group=TUNING,
     ),
 ]  # fmt: skip
-Classes = Annotated[int | None, Parameter(help="Number of classes K, `model.classes`.", group=TUNING)]
+Classes = Annotated[int | None, Parameter(help="Number of classes to find, `labels.classes`.", group=TUNING)]
 Scale = Annotated[str | None, Parameter(help='Working size over input size, "1/3", `images.scale`.', group=TUNING)]
 Epochs = Annotated[int | None, Parameter(help="Epochs of training, `training.epochs`.", group=TUNING)]
 Seed = Annotated[int | None, Parameter(help="Seed of weights and patches, `seed`.", group=TUNING)]
@@ -60,7 +61,7 @@ Merge = Annotated[
 FillHoles = Annotated[int | None, Parameter(help="Fill holes of fewer working pixels.", group=TUNING)]
 RemoveObjects = Annotated[int | None, Parameter(help="Remove pieces of fewer working pixels.", group=TUNING)]
 LabelMode = Annotated[
-    Literal["argmax_of_mean", "max_count_of_argmax"] | None,
+    Literal["codebook", "argmax_of_mean", "max_count_of_argmax"] | None,
     Parameter(help="How a superpixel gets its label.", group=TUNING),
 ]
 Suffix = Annotated[Literal["png", "tif"], Parameter(name="--format", help="Format of the label images.", group=RUNNING)]
@@ -256,22 +257,24 @@ def info(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 done, 1 refused or failed, 130 stopped by Ctrl-C."""
+    """Run the command line; return 0 if done, 1 if refused or failed, 130 if stopped (wrong flags exit with 2)."""
     from rich.console import Console
     from rich.logging import RichHandler
 
+    # Threads that wait by spinning starve each other when the machine is busy: tenfold slower was seen.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console = Console(stderr=True)
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", force=True,
         handlers=[RichHandler(console=console, show_time=False, show_path=False, markup=False)],
     )  # fmt: skip
     try:
-        app(arguments)
+        app(arguments, result_action="return_value")
     except (Stopped, KeyboardInterrupt) as stop:
         console.print(f"stopped: {stop}" if str(stop) else "stopped", markup=False, style="yellow")
         return 130
     except (SpwnetError, OSError, MemoryError) as error:
-        console.print(f"error: {error or type(error).__name__}", markup=False, style="red", soft_wrap=True)
+        console.print(f"error: {str(error) or type(error).__name__}", markup=False, style="red", soft_wrap=True)
         return 1
     return 0
 
@@ -314,7 +317,7 @@ def _settings(
 
     values = dict(_assignment(text) for text in sets or ())
     flags = {
-        "model.classes": classes, "images.scale": scale, "training.epochs": epochs, "seed": seed,
+        "labels.classes": classes, "images.scale": scale, "training.epochs": epochs, "seed": seed,
         "superpixels.labels": superpixels, "superpixels.method": "labels" if superpixels else None,
     }  # fmt: skip
     values |= {name: value for name, value in flags.items() if value is not None}

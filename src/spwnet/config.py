@@ -170,8 +170,11 @@ class Reassign(_Section):
 class LabelSettings(_Section):
     """From features to classes, and their cleaning, in working pixels and in this order."""
 
-    mode: Literal["argmax_of_mean", "max_count_of_argmax"] = "argmax_of_mean"
-    """A superpixel's label: arg max of its mean features, or the majority of its pixels' arg max."""
+    mode: Literal["codebook", "argmax_of_mean", "max_count_of_argmax"] = "codebook"
+    """A superpixel's label: the nearest of class centres fitted on the training images (learned features and colour),
+    the arg max of its mean features, or the majority of its pixels' arg max."""
+    classes: int = Field(32, ge=1, le=65_536)
+    """Class centres of the codebook; the other two modes have `model.classes`."""
     merge: tuple[tuple[int, ...], ...] = ()
     """Groups of classes that are one; each takes the smallest id of its group."""
     fill_holes: int = Field(0, ge=0)
@@ -209,6 +212,11 @@ class Settings(_Section):
     training: TrainingSettings = TrainingSettings()
     labels: LabelSettings = LabelSettings()
 
+    @property
+    def n_classes(self) -> int:
+        """Number of classes that labels are of: ids are below it."""
+        return self.labels.classes if self.labels.mode == "codebook" else self.model.classes
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.version > SETTINGS_VERSION:
@@ -231,9 +239,9 @@ class Settings(_Section):
             )
         ids = [k for group in self.labels.merge for k in group]
         ids += [k for entry in self.labels.reassign for k in (entry.source, entry.to)]
-        beyond = [k for k in ids if k >= self.model.classes]
+        beyond = [k for k in ids if k >= self.n_classes]
         if beyond:
-            raise ValueError(f"expected class ids below {self.model.classes} under `labels`, but got {beyond[0]}")
+            raise ValueError(f"expected class ids below {self.n_classes} under `labels`, but got {beyond[0]}")
         return self
 
 
@@ -255,7 +263,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "tau_continuity": 1.0,
         },
         "training": {"epochs": 15, "batches": 8, "learning_rate": 1e-3},
-        "labels": {"fill_holes": 100},
+        "labels": {"mode": "argmax_of_mean", "fill_holes": 100},
     },
     "published-hanyu": {
         "seed": 0,
@@ -276,7 +284,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "tau_continuity": 0.0,
         },
         "training": {"epochs": 10, "batches": 8, "learning_rate": 1e-3},
-        "labels": {"remove_objects": 200},
+        "labels": {"mode": "argmax_of_mean", "remove_objects": 200},
     },
 }
 

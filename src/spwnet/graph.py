@@ -58,6 +58,26 @@ class RegionGraph:
         sums = rows.new_zeros((self.count, rows.shape[1])).index_add(0, self.labels, rows)
         return sums / self.sizes[:, None].to(rows.dtype)
 
+    def smooth(self, rows: Tensor, steps: int, beta: float = 1.5) -> Tensor:
+        """Mix each superpixel with neighbours of its colour: F ← (F + W F) / 2, `steps` times.
+
+        Parameters
+        ----------
+        rows : (N, D) tensor
+        steps : int
+        beta : float
+            W_ij ∝ exp(−β·d_ij / mean of d), adding up to 1 over the neighbours j; without neighbours F stays.
+        """
+        source, target = self.edges
+        weights = torch.exp(-beta * self.distances / self.distances.mean().clamp_min(1e-9))
+        sums = weights.new_zeros(self.count).index_add(0, source, weights)
+        weights = (weights / sums[source])[:, None].to(rows.dtype)
+        alone = (sums == 0)[:, None]
+        for _ in range(steps):
+            means = torch.zeros_like(rows).index_add(0, source, weights * rows[target])
+            rows = torch.where(alone, rows, (rows + means) / 2)
+        return rows
+
     def argmax_of_mean(self, pooled: Tensor) -> Tensor:
         """Return (N,) labels arg max_k F_ik, without gradient."""
         return pooled.detach().argmax(1)
@@ -79,8 +99,8 @@ class RegionGraph:
         return votes.view(self.count, n_classes).argmax(1)
 
     def node_labels(self, features: Tensor, pooled: Tensor, mode: str) -> Tensor:
-        """Label of each superpixel, (N,) int64, in one of the two published modes."""
-        return self.argmax_of_mean(pooled) if mode == "argmax_of_mean" else self.max_count_of_argmax(features)
+        """Label of each superpixel, (N,) int64: the majority of its pixels, or else the arg max of its mean."""
+        return self.max_count_of_argmax(features) if mode == "max_count_of_argmax" else self.argmax_of_mean(pooled)
 
     def cut_weights(self, tau: float) -> Tensor:
         """Return A_ij = exp(τ·d_ij) for each edge, (E,)."""

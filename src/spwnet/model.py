@@ -83,6 +83,11 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c_in, *spatial) to (B, c_out, *spatial); each side a multiple of 2^n_blocks."""
+        out: Tensor = self.final(self.body(x))
+        return out
+
+    def body(self, x: Tensor) -> Tensor:
+        """Return what the last 1×1 convolution takes in, (B, ch_mul, *spatial)."""
         skips = []
         for block in self.down[:-1]:
             x = block(x)
@@ -91,8 +96,7 @@ class UNet(nn.Module):
         x = self.down[-1](x)
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
-        out: Tensor = self.final(x)
-        return out
+        return x
 
 
 class WNet(nn.Module):
@@ -152,6 +156,10 @@ class WNet(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Return the features alone, (B, K, *spatial)."""
         return self._cropped(self.norm(self.encoder(self._padded(x))), x)
+
+    def describe(self, x: Tensor) -> Tensor:
+        """Return the encoder's last hidden layer, (B, ch_mul, *spatial): richer than the K features."""
+        return self._cropped(self.encoder.body(self._padded(x)), x)
 
     def _padded(self, x: Tensor) -> Tensor:
         """Repeat the last row and column until each side is a multiple of 2^n_blocks."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from spwnet.classes import clean
+from spwnet.descriptors import handmade
 from spwnet.devices import arithmetic, convolution_type, memory_format
 from spwnet.graph import build_graph
 from spwnet.preparation import Prepared, prepare, restore, to_display, to_unit
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spwnet.codebook import Codebook
     from spwnet.config import LabelSettings, Settings
     from spwnet.images import Image, ImageSource
     from spwnet.model import WNet
     from spwnet.preparation import Normalisation
+    from spwnet.runs import TrainedModel
 
+SMOOTHING_STEPS = 2
 MOST_PICTURE_PIXELS = 1_000_000
 """Pictures of larger images are thinned."""
 
@@ -71,7 +75,12 @@ def prepare_image(
 
 @torch.inference_mode()
 def predict(
-    network: WNet, prepared: Prepared, superpixels: Superpixels | None, mode: str, precision: str = "auto"
+    network: WNet,
+    prepared: Prepared,
+    superpixels: Superpixels | None,
+    mode: str = "argmax_of_mean",
+    precision: str = "auto",
+    codebook: Codebook | None = None,
 ) -> NDArray[np.int32]:
     """Label one prepared image in its working size.
 
@@ -81,42 +90,83 @@ def predict(
         In evaluation mode.
     prepared : Prepared
     superpixels : Superpixels or None
-        None labels each pixel by its own arg max.
+        None labels each pixel on its own.
     mode : str
-        "argmax_of_mean" or "max_count_of_argmax".
+        "codebook", "argmax_of_mean" or "max_count_of_argmax".
     precision : str
         Arithmetic of the convolutions, as in the settings.
+    codebook : Codebook, optional
+        For the mode "codebook"; while there is none, in training, that is the arg max of the mean.
 
     Returns
     -------
     (h, w) int32 array of class ids
     """
-    device = next(network.parameters()).device
-    pixels = torch.from_numpy(np.moveaxis(prepared.network, -1, 0)[None].copy())
-    pixels = pixels.to(device, memory_format=memory_format(pixels.ndim - 2))
-    with arithmetic(device, convolution_type(precision, device)):
+    if mode == "codebook" and codebook is not None:
+        nodes = codebook.assign(describe(network, prepared, superpixels, precision))
+        shape = prepared.unit.shape[:-1]
+        return nodes.reshape(shape) if superpixels is None else nodes[superpixels.labels]
+    pixels = _tensor(prepared.network, network)
+    with arithmetic(pixels.device, convolution_type(precision, pixels.device)):
         features = network.encode(pixels)[0]
     if superpixels is None:
         labels = features.argmax(0)
     else:
-        graph = build_graph(superpixels, prepared.unit, device)
-        nodes = graph.node_labels(features, graph.pool(features), mode)
-        labels = nodes[graph.labels].reshape(features.shape[1:])
+        graph = build_graph(superpixels, prepared.unit, pixels.device)
+        labels = graph.node_labels(features, graph.pool(features), mode)[graph.labels].reshape(features.shape[1:])
     return labels.cpu().numpy().astype(np.int32)
 
 
+@torch.inference_mode()
+def describe(
+    network: WNet, prepared: Prepared, superpixels: Superpixels | None, precision: str = "auto"
+) -> NDArray[np.float32]:
+    """Describe each superpixel by the encoder's last hidden layer and by hand-made evidence, averaged over it.
+
+    The averages are then mixed with those of neighbours of the same colour, which evens out noise.
+
+    Parameters
+    ----------
+    network : WNet
+        In evaluation mode.
+    prepared : Prepared
+    superpixels : Superpixels or None
+        None describes each pixel.
+    precision : str
+        Arithmetic of the convolutions, as in the settings.
+
+    Returns
+    -------
+    (N, D) float32 array
+        D = sizes of `descriptors.blocks` added up; without superpixels N is the number of pixels.
+    """
+    pixels = _tensor(prepared.network, network)
+    with arithmetic(pixels.device, convolution_type(precision, pixels.device)):
+        hidden = network.describe(pixels)[0]
+    evidence = torch.cat([hidden, _tensor(handmade(prepared.unit, rgb=prepared.rgb), network)[0]])
+    if superpixels is None:
+        return evidence.flatten(1).T.cpu().numpy()
+    graph = build_graph(superpixels, prepared.unit, pixels.device)
+    return graph.smooth(graph.pool(evidence), SMOOTHING_STEPS).cpu().numpy()
+
+
+def _tensor(image: NDArray[np.float32], network: WNet) -> torch.Tensor:
+    """(*spatial, C) array → (1, C, *spatial) tensor where the network is, channels last in memory."""
+    pixels = torch.from_numpy(np.moveaxis(image, -1, 0)[None].copy())
+    return pixels.to(next(network.parameters()).device, memory_format=memory_format(pixels.ndim - 2))
+
+
 def predict_all(
-    network: WNet,
+    model: TrainedModel,
     source: ImageSource,
     indices: Sequence[int],
-    settings: Settings,
-    normalisation: Normalisation,
     cleaning: LabelSettings,
     label_source: Callable[[int], NDArray[Any] | None] = lambda _: None,
     *,
     pictures: bool = False,
 ) -> Iterator[Prediction]:
     """Label the images of a source, one after the other; the next is prepared while the network runs."""
+    settings, normalisation = model.settings, model.normalisation
 
     def load(index: int) -> tuple[Prepared, Superpixels | None, NDArray[np.uint8] | None, int]:
         image = source[index]
@@ -132,6 +182,8 @@ def predict_all(
             prepared, superpixels, picture, stride = upcoming.result()
             if position + 1 < len(indices):
                 upcoming = pool.submit(load, indices[position + 1])
-            raw = predict(network, prepared, superpixels, cleaning.mode, settings.training.precision)
+            raw = predict(
+                model.network, prepared, superpixels, cleaning.mode, settings.training.precision, model.codebook
+            )
             labels = restore(clean(raw, cleaning), prepared.frame)
             yield Prediction(prepared.name, labels, picture, stride)

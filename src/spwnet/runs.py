@@ -5,6 +5,7 @@
     RUN/
       run.json                  format, settings, normalisation, images, provenance
       weights.safetensors       the trained network
+      codebook.safetensors      class centres, if labels are by codebook
       history.jsonl             one line of losses for each step
       checkpoint.safetensors    network, optimiser and step, to resume from
       previews/                 input, reconstruction and labels during training
@@ -23,7 +24,9 @@ import safetensors.torch
 import torch
 
 from spwnet.classes import palette
+from spwnet.codebook import Codebook
 from spwnet.config import Settings, parse_settings
+from spwnet.descriptors import blocks
 from spwnet.errors import OutputError, RunError, SettingsError
 from spwnet.model import WNet
 from spwnet.outputs import (
@@ -60,20 +63,25 @@ class TrainedModel:
         Statistics of the training images.
     info : dict
         The rest of ``run.json``: training images, provenance, time.
+    codebook : Codebook or None
+        Class centres, if labels are by codebook.
     """
 
     network: WNet
     settings: Settings
     normalisation: Normalisation
     info: dict[str, Any]
+    codebook: Codebook | None = None
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights: equal for equal networks."""
+        """SHA-256 of weights and class centres: equal for equal models."""
         digest = hashlib.sha256()
         for name, tensor in self.network.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if self.codebook is not None:
+            digest.update(self.codebook.centres.tobytes())
         return digest.hexdigest()
 
 
@@ -97,6 +105,7 @@ class Run:
         self.folder = Path(folder)
         self.description = self.folder / "run.json"
         self.weights = self.folder / "weights.safetensors"
+        self.codebook = self.folder / "codebook.safetensors"
         self.history = self.folder / "history.jsonl"
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.previews = self.folder / "previews"
@@ -111,7 +120,14 @@ class Run:
         """
         prepare_folder(self.folder, overwrite=overwrite)
         prepare_folder(self.previews, overwrite=overwrite)
-        stale = [self.description, self.weights, self.history, self.checkpoint, *self.previews.glob("step_*.png")]
+        stale = [
+            self.description,
+            self.weights,
+            self.codebook,
+            self.history,
+            self.checkpoint,
+            *self.previews.glob("step_*.png"),
+        ]
         for file in stale:
             file.unlink(missing_ok=True)
 
@@ -173,8 +189,11 @@ class Run:
         """Return the file of the preview after a step."""
         return self.previews / f"step_{step:06d}.png"
 
-    def save_weights(self, network: WNet) -> None:
-        """Write the network's weights."""
+    def save_model(self, network: WNet, codebook: Codebook | None) -> None:
+        """Write the network's weights and the class centres."""
+        if codebook is not None:
+            tensors = {name: torch.from_numpy(array) for name, array in codebook.tensors().items()}
+            atomic_write(self.codebook, safetensors.torch.save(tensors))
         atomic_write(self.weights, safetensors.torch.save(_on_cpu(network.state_dict())))
 
     def save_checkpoint(self, network: WNet, optimiser: torch.optim.Optimizer, step: int) -> None:
@@ -235,7 +254,12 @@ class Run:
         _check_weights(expected, tensors, self.weights)
         network = make_network(settings, channels)
         network.load_state_dict(tensors)
-        return TrainedModel(network.eval(), settings, normalisation, info)
+        codebook = None
+        if settings.labels.mode == "codebook":
+            arrays = {name: tensor.numpy() for name, tensor in _read_tensors(self.codebook)[0].items()}
+            size = sum(kind.size for kind in blocks(settings.model.ch_mul, channels))
+            codebook = Codebook.from_tensors(arrays, size)
+        return TrainedModel(network.eval(), settings, normalisation, info, codebook)
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -289,6 +313,8 @@ class Results:
     folder : path
     model : TrainedModel
     cleaning : LabelSettings
+    n_classes : int
+        Class ids are below it.
     suffix : str
         Of the label images.
     overlays : bool
@@ -307,13 +333,14 @@ class Results:
         model: TrainedModel,
         cleaning: LabelSettings,
         *,
+        n_classes: int,
         suffix: str,
         overlays: bool,
         overwrite: bool,
         resume: bool,
     ) -> None:
         self.folder, self.suffix, self.model = Path(folder), suffix, model
-        self.n_classes = model.settings.model.classes
+        self.n_classes = n_classes
         self.colours = palette(self.n_classes)
         self.summary, self.journal = self.folder / "segmentation.json", self.folder / "images.jsonl"
         self.head: dict[str, Any] = {

@@ -105,9 +105,9 @@ def slic(
     .. [1] R. Achanta et al., SLIC superpixels compared to state-of-the-art superpixel methods,
        IEEE TPAMI 34 (11), 2012.
     """
-    from skimage import color, segmentation
+    from skimage import segmentation
 
-    features = color.rgb2lab(unit) if rgb else unit * np.float32(LAB_RANGE)
+    features = perceptual(unit, rgb=rgb)
     # scikit-image divides each image by its own range: dividing compactness by it, too, undoes that.
     spread = float(features.max() - features.min()) or 1.0
     labels = segmentation.slic(
@@ -120,6 +120,16 @@ def slic(
         convert2lab=False,
     )
     return _numbered(labels)
+
+
+def perceptual(unit: NDArray[np.float32], *, rgb: bool) -> NDArray[np.float32]:
+    """Bring an image (*spatial, C) in 0…1 to CIELAB, or channels that are no colours to the range 0…100."""
+    if not rgb:
+        return unit * np.float32(LAB_RANGE)
+    from skimage import color
+
+    lab: NDArray[np.float32] = color.rgb2lab(unit)
+    return lab
 
 
 def superpixels_from_labels(labels: NDArray[Any], shape: tuple[int, ...]) -> Superpixels:

@@ -175,7 +175,9 @@ def _segmentation_terms(features: Tensor, image: TrainingImage, settings: Settin
     if weights.cut > 0:
         terms["cut"] = losses.normalised_cut(pooled, graph.edges, image.cut)  # type: ignore[arg-type]
     if weights.similarity > 0:
-        nodes = graph.node_labels(features, pooled, settings.labels.mode)
+        mode = settings.labels.mode
+        # Centres are fitted after training: until then the labels are those of the network.
+        nodes = graph.node_labels(features, pooled, "argmax_of_mean" if mode == "codebook" else mode)
         terms["similarity"] = losses.similarity(features, nodes[graph.labels])
     if weights.continuity > 0:
         terms["continuity"] = losses.continuity(pooled, graph.edges, image.continuity)  # type: ignore[arg-type]
@@ -267,7 +269,7 @@ def fit(
     on_progress : callable
         Called with a `Progress` after each step.
     on_preview : callable
-        Called with the step every few seconds and at the end, the network calibrated and in evaluation mode.
+        Called with the step every few seconds, the network calibrated and in evaluation mode.
     should_stop : callable
         Asked after each step; if it says yes, a checkpoint is written and `Stopped` raised.
 
@@ -319,5 +321,4 @@ def fit(
                 previewed = time.monotonic()
                 preview_pause = (previewed - now) / PREVIEW_SHARE
         calibrate(network, images, dtype)
-    on_preview(total)
     return network

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import spwnet
+from spwnet import api, cli
+from spwnet.config import make_settings, setting_names
+from tests.conftest import TINY
+
+FLAGS = ["--set", "images.scale=1.0", "--set", "model={classes=4, ch_mul=4, n_blocks=2}", "--classes", "4"]
+FLAGS += ["--set", "superpixels.size=16", "--epochs", "2", "--set", "training.batches=2"]
+FLAGS += ["--set", "training.precision=float32"]
+
+
+def fail(capsys, *arguments, status=1):
+    """Run a command that must fail; return what a user reads, which is never a traceback."""
+    assert cli.main([str(a) for a in arguments]) == status
+    error = " ".join(capsys.readouterr().err.split())
+    assert "Traceback" not in error
+    return error
+
+
+def succeed(capsys, *arguments):
+    assert cli.main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def labels_in(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.iterdir())}
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from spwnet.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "train", "segment", "run", "evaluate", "info"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "segment", "run", "evaluate", "info"])
+def test_each_command_has_help(command, capsys):
+    assert f"spwnet {command}" in succeed(capsys, command, "--help")
+
+
+def test_commands_equal_the_api(folder, tmp_path, capsys):
+    out = succeed(capsys, "train", folder, "--run", tmp_path / "run", *FLAGS)
+    assert "of 4 classes in use" in out
+    succeed(capsys, "segment", tmp_path / "run", folder, "--out", tmp_path / "seg", "--frames", "1:3:2")
+    model = spwnet.train(folder, settings=make_settings(overrides=TINY))
+    assert spwnet.load(tmp_path / "run").fingerprint == model.fingerprint
+    written = labels_in(tmp_path / "seg" / "labels")
+    assert list(written) == ["frame_01.png", "frame_03.png"]
+    for found, expected in zip(written.values(), spwnet.segment(model, folder, frames=[1, 3]).labels, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    described = json.loads(succeed(capsys, "info", tmp_path / "run"))
+    assert described["settings"]["model"]["classes"] == 4
+    assert len(described["normalisation"]["mean"]) == 3
+
+
+def test_run_is_train_and_segment_and_can_go_on(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    text = succeed(capsys, "run", folder, "--out", out, "--frames", "1,2", "--no-overlays", "--format", "tif", *FLAGS)
+    assert "trained on 2 images" in text
+    assert "3 images segmented" in text
+    assert sorted(p.name for p in (out / "segmentation" / "labels").iterdir())[0] == "frame_01.tif"
+    assert not (out / "segmentation" / "overlays").exists()
+    assert "overwrite" in fail(capsys, "run", folder, "--out", out, *FLAGS)
+    text = succeed(capsys, "run", folder, "--out", out, "--frames", "1,2", "--no-overlays", "--format", "tif",
+                   "--resume", *FLAGS)  # fmt: skip
+    assert "3 images segmented" in text
+
+
+def test_cleaning_by_flags(folder, tmp_path, capsys):
+    succeed(capsys, "train", folder, "--run", tmp_path / "run", *FLAGS)
+    succeed(capsys, "segment", tmp_path / "run", folder, "--out", tmp_path / "seg", "--merge", "0,1", "--merge", "2,3",
+            "--fill-holes", "9", "--remove-objects", "9", "--label-mode", "max_count_of_argmax")  # fmt: skip
+    for labels in labels_in(tmp_path / "seg" / "labels").values():
+        assert set(np.unique(labels)) <= {0, 2}
+    summary = json.loads((tmp_path / "seg" / "segmentation.json").read_text())
+    assert summary["labels"]["merge"] == [[0, 1], [2, 3]]
+    error = fail(capsys, "segment", tmp_path / "run", folder, "--out", tmp_path / "x", "--merge", "0,77")
+    assert "class ids below 4" in error
+
+
+def test_settings_from_a_file_and_flags_over_it(folder, tmp_path, capsys):
+    file = tmp_path / "s.toml"
+    file.write_text('seed = 5\n[labels]\nclasses = 9\nmode = "argmax_of_mean"\n')
+    succeed(capsys, "train", folder, "--run", tmp_path / "run", "--settings", file, *FLAGS, "--seed", "6",
+            "--scale", "3/4")  # fmt: skip
+    settings = spwnet.load(tmp_path / "run").settings
+    assert (settings.seed, settings.labels.classes, settings.labels.mode) == (6, 4, "argmax_of_mean")
+    assert settings.images.scale == 0.75
+
+
+def test_user_superpixels(folder, tmp_path, capsys):
+    regions = tmp_path / "regions"
+    regions.mkdir()
+    for number in (1, 2, 3):
+        grid = np.arange(40)[:, None] // 10 * 10 + np.arange(52) // 13
+        Image.fromarray(grid.astype(np.uint8)).save(regions / f"frame_{number:02d}.png")
+    succeed(capsys, "train", folder, "--run", tmp_path / "run", "--superpixels", regions, *FLAGS)
+    model = spwnet.load(tmp_path / "run")
+    assert model.settings.superpixels.method == "labels"
+    assert model.info["images"][0]["superpixels"] == 16
+
+
+def test_demo(tmp_path, capsys):
+    out = succeed(capsys, "demo", "--out", tmp_path / "demo", "--set", "training={epochs=1, batches=2}",
+                  "--set", "images.max_pixels=9000")  # fmt: skip
+    assert "mean" in out
+    assert "demo.png" in out
+    result = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert 0 < result["mean_iou"] < 1
+    assert len(result["iou"]) == 4
+    assert np.asarray(Image.open(tmp_path / "demo" / "demo.png")).std() > 10
+    assert "overwrite" in fail(capsys, "demo", "--out", tmp_path / "demo")
+    assert "Did you mean 'composite'" in fail(capsys, "demo", "--out", tmp_path / "d2", "--sample", "composit")
+
+
+def test_evaluate(tmp_path, capsys):
+    for kind in ("predicted", "truth"):
+        (tmp_path / kind).mkdir()
+        for number in range(3):
+            labels = np.repeat([[0, 1]], 4, axis=0).repeat(5, axis=1) + (5 if kind == "predicted" else 0)
+            Image.fromarray(labels.astype(np.uint8)).save(tmp_path / kind / f"{number}.png")
+    arguments = ["evaluate", tmp_path / "predicted", tmp_path / "truth", "--naming", "0", "--ignore", "255"]
+    out = succeed(capsys, *arguments)
+    assert "adjusted_rand" in out
+    assert "mean_iou                     1.0000" in out
+    assert "iou 1" in out
+    assert json.loads(succeed(capsys, *arguments, "--json"))["mean_iou"] == 1
+    assert "but got 'all'" in fail(capsys, *arguments[:4], "all")
+
+
+def test_info_lists_every_setting_and_the_versions(capsys):
+    out = succeed(capsys, "info", "--settings")
+    assert all(f"{name} = " in out for name in setting_names())
+    assert "spwnet" in succeed(capsys, "info")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "no/such", "--run", "r"], "no/such"),
+        (["train", "empty", "--run", "r"], "there are none"),
+        (["train", "frames", "--run", "r", "--set", "model.clases=3"], "unknown setting 'model.clases'. Did you mean"),
+        (["train", "frames", "--run", "r", "--set", "seed"], 'expected a setting like "losses.cut=0.5", but got'),
+        (["train", "frames", "--run", "r", "--preset", "publishd"], "expected one of the presets"),
+        (["train", "frames", "--run", "r", "--settings", "no.toml"], "there is no such file"),
+        (["train", "frames", "--run", "r", "--frames", "1,x"], 'expected frames like "10,123,270"'),
+        (["train", "frames", "--run", "r", "--frames", "5:1"], "expected at least one frame"),
+        (["train", "frames", "--run", "r", "--frames", "99"], "there is no frame 99"),
+        (["train", "frames", "--run", "r", "--device", "gpu"], "expected a device of this machine"),
+        (["train", "frames", "--run", "frames"], "overwrite"),
+        (["train", "frames", "--run", "frames/frame_01.png"], "frame_01.png"),
+        (["segment", "frames", "frames", "--out", "o"], "expected a run directory with a run.json"),
+        (["info", "empty"], "expected a run directory"),
+        (["evaluate", "frames", "no/such"], "no/such"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(arguments, message, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert message in fail(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["train", "frames"], "--run"), (["trian"], "train"), (["train", "f", "--run", "r", "--seeed", "3"], "--seed"),
+     (["train", "f", "--run", "r", "--seed", "x"], "seed")],
+)  # fmt: skip
+def test_wrong_flags_are_told(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.out + printed.err
+
+
+def test_ctrl_c_ends_with_130_and_can_be_resumed(folder, tmp_path, capsys, monkeypatch):
+    original = api.fit
+
+    def interrupted(*arguments, on_progress, **keywords):
+        def press(state):
+            on_progress(state)
+            if state.done == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return original(*arguments, on_progress=press, **keywords)
+
+    monkeypatch.setattr(api, "fit", interrupted)
+    arguments = ["train", folder, "--run", tmp_path / "run", *FLAGS]
+    assert "stopped after step 1 of 4; go on by `--resume`" in fail(capsys, *arguments, status=130)
+    monkeypatch.setattr(api, "fit", original)
+    succeed(capsys, *arguments, "--resume")
+    assert spwnet.load(tmp_path / "run").info["finished"]
+
+
+def test_memory_and_disk_errors_are_one_line(folder, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(api, "fit", full)
+    assert "error: MemoryError" in fail(capsys, "train", folder, "--run", tmp_path / "run", *FLAGS)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "60:00")])
+def test_durations(seconds, text):
+    assert cli._duration(seconds) == text

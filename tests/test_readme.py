@@ -1,0 +1,74 @@
+"""Every command and snippet of README, CONTRIBUTING and the docs is run, or what it calls is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spwnet import cli
+from tests.conftest import picture
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands():
+    return [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("frames", "more", "truth"):
+        (folder / name).mkdir()
+        for number in (1, 2, 3):
+            image = picture(number)
+            if name == "truth":
+                image = (image[..., 0] > 128).astype(np.uint8)
+            Image.fromarray(image).save(folder / name / f"frame_{number:02d}.png")
+    return folder
+
+
+def test_commands_and_snippets_run_in_their_order(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    ran = 0
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == "spwnet":
+            assert cli.main(words[1:]) == 0, command
+            ran += 1
+    assert ran >= 6
+    for snippet in blocks("python"):
+        exec(compile(snippet, "snippet", "exec"), {})
+    assert (workplace / "merged" / "segmentation.json").exists()
+    assert (workplace / "python-labels" / "labels" / "frame_01.png").exists()
+
+
+def test_make_targets_exist():
+    targets = {word for c in commands() for word in shlex.split(c)[1:] if shlex.split(c)[0] == "make"}
+    assert {"demo", "test", "check", "bench"} <= targets
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_other_command_is_known():
+    first = {shlex.split(command)[0] for command in commands()}
+    assert first <= {"make", "spwnet", "SPWNET_DATA=/path/to/data", ".venv/bin/python"}
+
+
+def test_links_and_pictures_are_there():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
