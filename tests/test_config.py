@@ -103,4 +103,4 @@ def test_settings_are_frozen_and_every_one_is_described():
     names = setting_names()
     assert "losses.tau_continuity" in names
     assert all(description.endswith(".") for description in names.values())
-    assert LabelSettings().mode == "argmax_of_mean"
+    assert LabelSettings().mode == "codebook"
