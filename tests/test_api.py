@@ -50,7 +50,8 @@ def test_summary_beside_the_labels(model, folder, tmp_path):
     assert summary["model"] == model.fingerprint
     assert {"spwnet", "torch", "numpy", "python", "time"} <= set(summary)
     labels = read_labels(tmp_path / "out")
-    for name, areas in summary["images"].items():
+    for name, entry in summary["images"].items():
+        areas = entry["areas"]
         values, counts = np.unique(labels[name], return_counts=True)
         assert areas == {str(v): n for v, n in zip(values.tolist(), counts.tolist(), strict=True)}
         assert result.areas[name] == {int(k): n for k, n in areas.items()}
@@ -224,6 +225,37 @@ def test_a_segmentation_that_was_stopped_is_resumed(model, folder, tmp_path, mon
     assert result.areas == fresh.areas
     again = spwnet.segment(model, folder, out, resume=True, on_progress=lambda _: pytest.fail("nothing is left"))
     assert again.areas == fresh.areas
+
+
+def test_resuming_with_other_images_or_without_a_file_does_them_again(model, pictures, tmp_path):
+    out = tmp_path / "out"
+    spwnet.segment(model, pictures, out)
+    changed = [pictures[0], picture(7), pictures[2]]
+    (out / "labels" / "image_0002.png").unlink()
+    with (out / "images.jsonl").open("w") as journal:
+        journal.write('{"name": "half')  # as a full disk leaves it
+    seen = []
+    result = spwnet.segment(model, changed, out, resume=True, on_progress=seen.append)
+    assert seen[-1].total == 2
+    assert result.areas == spwnet.segment(model, changed, tmp_path / "fresh").areas
+    for name, labels in read_labels(tmp_path / "fresh").items():
+        np.testing.assert_array_equal(read_labels(out)[name], labels)
+
+
+def test_overwriting_leaves_no_label_of_the_earlier_model(model, folder, tmp_path):
+    out = tmp_path / "out"
+    spwnet.segment(model, folder, out)
+    (out / "labels" / "mine.txt").write_text("kept")
+    spwnet.segment(model, folder, out, frames=[2], suffix=".tif", overwrite=True)
+    assert sorted(path.name for path in (out / "labels").iterdir()) == ["frame_02.tif", "mine.txt"]
+    assert [path.name for path in (out / "overlays").iterdir()] == ["frame_02.jpg"]
+
+
+def test_resuming_with_other_frames_keeps_those_done(model, folder, tmp_path):
+    out = tmp_path / "out"
+    spwnet.segment(model, folder, out, frames=[1])
+    spwnet.segment(model, folder, out, frames=[2], resume=True)
+    assert list(json.loads((out / "segmentation.json").read_text())["images"]) == ["frame_01", "frame_02"]
 
 
 def test_resuming_another_segmentation_is_refused(model, folder, tmp_path):

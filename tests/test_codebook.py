@@ -58,6 +58,14 @@ def test_fewer_different_points_than_classes():
     assert len(np.unique(book.assign(points))) == 3
 
 
+def test_more_classes_than_clouds_with_hardly_any_spread():
+    rng = np.random.default_rng(0)
+    points = rng.normal(0, 10, (4, 30))[rng.integers(0, 4, 400)] + rng.normal(0, 1e-4, (400, 30))
+    book = fit_codebook(points.astype(np.float32), [(30, 1.0)], 32)
+    assert book.centres.shape == (32, 30)
+    assert np.isfinite(book.centres).all()
+
+
 def test_many_points_are_thinned(monkeypatch):
     monkeypatch.setattr(module, "MOST_POINTS", 200)
     points, truth = clouds()

@@ -340,10 +340,12 @@ def segment(
             overwrite=overwrite,
             resume=resume,
         )
-    todo = [index for index in chosen if writer is None or source.names[index] not in writer.done]
+    todo = [index for index in chosen if writer is None or not _is_written(writer, source, index)]
 
     found: list[NDArray[np.int32]] = []
-    counts: dict[str, dict[int, int]] = dict(writer.done) if writer else {}
+    counts: dict[str, dict[int, int]] = {}
+    if writer is not None:
+        counts = {name: {int(k): n for k, n in entry["areas"].items()} for name, entry in writer.done.items()}
     start = time.monotonic()
     pictures = overlays and writer is not None
     stream = predict_all(model, source, todo, cleaning, label_source, pictures=pictures)
@@ -354,7 +356,8 @@ def segment(
                 found.append(prediction.labels)
             else:
                 picture, stride = prediction.picture, prediction.stride
-                writer.write(prediction.name, prediction.labels, counts[prediction.name], picture, stride)
+                entry = {"sha256": prediction.sha256, "areas": counts[prediction.name]}
+                writer.write(prediction.name, prediction.labels, entry, picture, stride)
             left = (time.monotonic() - start) / done * (len(todo) - done)
             on_progress(Progress("segment", done, len(todo), left, {}))
             if done < len(todo) and should_stop():
@@ -364,8 +367,14 @@ def segment(
     names = tuple(source.names[index] for index in chosen)
     counts = {name: counts[name] for name in names}
     if writer is not None:
-        writer.finish(counts)
+        writer.finish()
     return Segmentation(names, found, counts, None if writer is None else writer.folder)
+
+
+def _is_written(writer: Results, source: ImageSource, index: int) -> bool:
+    """Whether the labels of this very image, not only of one of its name, are there already."""
+    entry = writer.done.get(source.names[index])
+    return entry is not None and entry["sha256"] == fingerprint(source[index])
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,9 @@ def fit_codebook(
         best = np.inf
         for _ in range(STARTS):
             first = _spread_start(points, n_classes, rng)
-            found, _ = kmeans2(points, first, iter=ITERATIONS, minit="matrix", missing="raise")
+            with warnings.catch_warnings():  # a centre that lost its points stays where it was
+                warnings.simplefilter("ignore", UserWarning)
+                found, _ = kmeans2(points, first, iter=ITERATIONS, minit="matrix", missing="warn")
             _, distances = vq(points, found, check_finite=False)
             inertia = float(np.square(distances).sum())
             if inertia < best:

@@ -133,6 +133,31 @@ def append_line(path: str | Path, record: Mapping[str, object]) -> None:
         file.write(line)
 
 
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read what `append_line` wrote; a last line that a crash left half-written is cut off the file.
+
+    Raises
+    ------
+    OutputError
+        If another line cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if number < len(lines):
+                raise OutputError(
+                    f"expected one record in each line of {path}, but line {number} is none: {error}; use `--overwrite`"
+                ) from error
+            atomic_write(path, b"".join(lines[:-1]))
+    return records
+
+
 def label_dtype(n_classes: int, suffix: str) -> np.dtype[np.unsignedinteger[Any]]:
     """Return the smallest unsigned type of a file format that holds the class ids 0 … n_classes − 1.
 

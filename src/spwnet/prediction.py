@@ -14,6 +14,7 @@ from spwnet.classes import clean
 from spwnet.descriptors import handmade
 from spwnet.devices import arithmetic, convolution_type, memory_format
 from spwnet.graph import build_graph
+from spwnet.images import fingerprint
 from spwnet.preparation import Prepared, prepare, restore, to_display, to_unit
 from spwnet.superpixels import Superpixels, make_superpixels
 
@@ -46,12 +47,15 @@ class Prediction:
     picture : (h, w, 3) uint8 array or None
         Every `stride`-th pixel of the input, to draw the classes over.
     stride : int
+    sha256 : str
+        Fingerprint of the input.
     """
 
     name: str
     labels: NDArray[np.int32]
     picture: NDArray[np.uint8] | None
     stride: int
+    sha256: str
 
 
 def prepare_image(
@@ -168,22 +172,24 @@ def predict_all(
     """Label the images of a source, one after the other; the next is prepared while the network runs."""
     settings, normalisation = model.settings, model.normalisation
 
-    def load(index: int) -> tuple[Prepared, Superpixels | None, NDArray[np.uint8] | None, int]:
+    def load(index: int) -> tuple[Prepared, Superpixels | None, NDArray[np.uint8] | None, int, str]:
         image = source[index]
         prepared, superpixels = prepare_image(image, settings, normalisation, label_source(index))
         stride = math.ceil(math.sqrt(image.pixels[..., 0].size / MOST_PICTURE_PIXELS))
         thinned = image.pixels[::stride, ::stride]
-        return prepared, superpixels, to_display(to_unit(thinned, normalisation)) if pictures else None, stride
+        picture = to_display(to_unit(thinned, normalisation)) if pictures else None
+        return prepared, superpixels, picture, stride, fingerprint(image)
 
     with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(load, indices[0]) if indices else None
-        for position in range(len(indices)):
-            assert upcoming is not None
-            prepared, superpixels, picture, stride = upcoming.result()
-            if position + 1 < len(indices):
-                upcoming = pool.submit(load, indices[position + 1])
+        upcoming = [pool.submit(load, index) for index in indices[:1]]
+        for following in (*indices[1:], None):
+            if not upcoming:
+                return
+            prepared, superpixels, picture, stride, sha256 = upcoming.pop().result()
+            if following is not None:
+                upcoming.append(pool.submit(load, following))
             raw = predict(
                 model.network, prepared, superpixels, cleaning.mode, settings.training.precision, model.codebook
             )
             labels = restore(clean(raw, cleaning), prepared.frame)
-            yield Prediction(prepared.name, labels, picture, stride)
+            yield Prediction(prepared.name, labels, picture, stride, sha256)

@@ -35,6 +35,7 @@ from spwnet.outputs import (
     overlay,
     prepare_folder,
     provenance,
+    read_lines,
     write_json,
     write_labels,
     write_picture,
@@ -181,9 +182,7 @@ class Run:
 
     def read_history(self) -> list[dict[str, float]]:
         """Return the history, one dictionary for each step."""
-        if not self.history.exists():
-            return []
-        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+        return read_lines(self.history)
 
     def preview(self, step: int) -> Path:
         """Return the file of the preview after a step."""
@@ -305,7 +304,7 @@ class Results:
         FOLDER/
           segmentation.json     settings, versions, seed, classes with their areas and colours, images
           labels/NAME.png       class ids, in the size of the input
-          overlays/NAME.jpg     the classes drawn over the working image
+          overlays/NAME.jpg     the classes drawn over the input, which is thinned if it is large
           images.jsonl          the images written so far, while work goes on
 
     Parameters
@@ -351,59 +350,74 @@ class Results:
             "labels": json.loads(cleaning.model_dump_json()),
         }
         prepare_folder(self.folder, overwrite=overwrite, resume=resume)
-        self.done: dict[str, dict[int, int]] = {}
+        self.done: dict[str, dict[str, Any]] = {}
         if resume and self.summary.exists():
-            before = self._same_work()
-            written = dict(before.get("images", {}))
-            if self.journal.exists():
-                lines = self.journal.read_text(encoding="utf-8").splitlines()
-                written |= {entry["name"]: entry["areas"] for entry in map(json.loads, lines)}
-            self.done = {name: {int(k): n for k, n in areas.items()} for name, areas in written.items()}
-        else:
-            self.journal.unlink(missing_ok=True)
+            self._check_same_work(self._read_summary())
+            self.done = {name: entry for name, entry in self._written().items() if self._label_file(name).exists()}
+        elif overwrite:
+            self._remove_earlier()
         write_json(self.summary, {**self.head, "images": self.done})
         prepare_folder(self.folder / "labels", resume=True)
         if overlays:
             prepare_folder(self.folder / "overlays", resume=True)
 
-    def _same_work(self) -> dict[str, Any]:
-        """Read the summary that is there, which must be of the same model and settings."""
+    def _label_file(self, name: str) -> Path:
+        return self.folder / "labels" / f"{name}{self.suffix}"
+
+    def _read_summary(self) -> dict[str, Any]:
         try:
-            before = json.loads(self.summary.read_text(encoding="utf-8"))
-        except ValueError as error:
+            return dict(json.loads(self.summary.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             raise OutputError(
                 f"expected a readable {self.summary} to go on from, but: {error}; use `--overwrite`"
             ) from error
+
+    def _written(self) -> dict[str, dict[str, Any]]:
+        """Images written so far, {name: {"sha256": of the image, "areas": {class: pixels}}}."""
+        entries = dict(self._read_summary().get("images", {}))
+        entries |= {entry.pop("name"): entry for entry in read_lines(self.journal)}
+        return entries
+
+    def _remove_earlier(self) -> None:
+        """Remove what an earlier segmentation wrote: its classes mean something else."""
+        if self.summary.exists():
+            for name in self._written():
+                (self.folder / "overlays" / f"{name}.jpg").unlink(missing_ok=True)
+                for suffix in (".png", ".tif", ".tiff"):
+                    (self.folder / "labels" / f"{name}{suffix}").unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+
+    def _check_same_work(self, before: dict[str, Any]) -> None:
         for key, value in self.head.items():
             if key != "complete" and before.get(key) != value:
                 raise OutputError(
                     f"expected the segmentation in {self.folder} to be of the same model and settings, but its "
                     f"'{key}' differs; write to another folder, or use `--overwrite`"
                 )
-        return dict(before)
 
     def write(
         self,
         name: str,
         labels: NDArray[np.int32],
-        counts: dict[int, int],
+        entry: dict[str, Any],
         picture: NDArray[np.uint8] | None = None,
         stride: int = 1,
     ) -> None:
-        """Write one image: labels (H, W), areas of its classes, and the picture of every `stride`-th pixel."""
-        write_labels(self.folder / "labels" / f"{name}{self.suffix}", labels, self.n_classes)
+        """Write one image: labels (H, W), what the summary says of it, and the picture of every `stride`-th pixel."""
+        write_labels(self._label_file(name), labels, self.n_classes)
         if picture is not None:
             drawn = overlay(picture, labels[::stride, ::stride], self.colours)
             write_picture(self.folder / "overlays" / f"{name}.jpg", drawn)
         # Last, so that an image in the journal is an image whose files are complete.
-        append_line(self.journal, {"name": name, "areas": counts})
+        append_line(self.journal, {"name": name, **entry})
+        self.done[name] = entry
 
-    def finish(self, counts: dict[str, dict[int, int]]) -> None:
-        """Write the summary of all images, {name: {class: pixels}}."""
+    def finish(self) -> None:
+        """Write the summary of all images."""
         total: dict[int, int] = {}
-        for entry in counts.values():
-            for k, n in entry.items():
-                total[k] = total.get(k, 0) + n
+        for entry in self.done.values():
+            for k, n in entry["areas"].items():
+                total[int(k)] = total.get(int(k), 0) + n
         pixels = sum(total.values())
         write_json(
             self.summary,
@@ -417,7 +431,7 @@ class Results:
                     k: {"pixels": total[k], "share": total[k] / pixels, "colour": "#" + bytes(self.colours[k]).hex()}
                     for k in sorted(total)
                 },
-                "images": counts,
+                "images": self.done,
             },
         )
         self.journal.unlink(missing_ok=True)
