@@ -118,7 +118,7 @@ def test_user_superpixels(pictures, tmp_path):
     [labels] = spwnet.segment(model, pictures[0], superpixels=regions[0]).labels
     for i in np.unique(regions[0]):
         assert len(np.unique(labels[regions[0] == i])) == 1
-    with pytest.raises(InputError, match="expected one superpixel image for each of 3 images, but got 2"):
+    with pytest.raises(InputError, match="of the same name as each image, but there are none for 'image_0002'"):
         spwnet.train(pictures, settings=settings, superpixels=regions[:2])
     with pytest.raises(InputError, match=r"expected superpixels of the image's shape \(40, 52\), but got \(9, 9\)"):
         spwnet.train(pictures, settings=settings, superpixels=[np.zeros((9, 9), int)] * 3)
@@ -131,7 +131,12 @@ def test_user_superpixels(pictures, tmp_path):
     for number, region in enumerate(regions):
         Image.fromarray(region.astype(np.uint8)).save(tmp_path / f"r{number}.png")
     by_path = make_settings(overrides={**TINY, "superpixels": {"method": "labels", "labels": str(tmp_path / "r*.png")}})
-    assert spwnet.train(pictures, settings=by_path).fingerprint == model.fingerprint
+    with pytest.raises(InputError, match="there are none for 'image_0000'"):
+        spwnet.train(pictures, settings=by_path)
+    by_order = spwnet.train(pictures, settings=settings, superpixels=str(tmp_path / "r*.png"))
+    assert by_order.fingerprint == model.fingerprint
+    with pytest.raises(InputError, match="expected one superpixel image for each of 2 images, but got 3"):
+        spwnet.train(pictures[:2], settings=settings, superpixels=str(tmp_path / "r*.png"))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +175,8 @@ def test_more_classes_than_fit_the_output(folder, model, tmp_path, monkeypatch):
     wide = spwnet.TrainedModel(model.network, many, model.normalisation, model.info, model.codebook)
     with pytest.raises(OutputError, match="jpg"):
         spwnet.segment(wide, folder, tmp_path / "out", suffix=".jpg")
-    object.__setattr__(many.labels, "classes", 70_000)
+    many = make_settings(overrides={**TINY, "labels.classes": 70_000})
+    wide = spwnet.TrainedModel(model.network, many, model.normalisation, model.info, model.codebook)
     with pytest.raises(OutputError, match=r"70[,_]?000"):
         spwnet.segment(wide, folder, tmp_path / "out")
 
@@ -280,7 +286,7 @@ def test_training_that_was_stopped_is_resumed_to_the_same_weights(folder, tiny, 
         spwnet.train(folder, run, settings=tiny, on_progress=press)
     with pytest.raises(RunError, match="did not finish"):
         spwnet.load(run)
-    with pytest.raises(RunError, match="but `seed` differs"):
+    with pytest.raises(RunError, match="but `seed` was 0 and is now 3"):
         spwnet.train(folder, run, settings=tiny.model_copy(update={"seed": 3}), resume=True)
     with pytest.raises(RunError, match="but got others"):
         spwnet.train(folder, run, settings=tiny, frames=[1], resume=True)
@@ -345,6 +351,44 @@ def test_evaluate_pairs_annotators_and_names_classes(tmp_path):
         spwnet.evaluate(predicted, save_labels(tmp_path / "o", {"x": truth, "y": truth}))
     by_order = spwnet.evaluate([truth, truth], [truth + 1, truth + 1])
     assert by_order["v_measure"] == 1
+
+
+def test_run_leaves_nothing_behind_when_it_refuses(folder, tiny, tmp_path):
+    with pytest.raises(InputError):
+        spwnet.run(tmp_path / "nothing", tmp_path / "a" / "out", settings=tiny)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(OutputError, match="either overwrite or resume, but got both"):
+        spwnet.run(folder, tmp_path / "out", settings=tiny, overwrite=True, resume=True)
+    Image.fromarray(picture(0)[..., 0]).save(folder / "frame_09.png")
+    with pytest.raises(InputError, match="frame_09"):
+        spwnet.run(folder, tmp_path / "out", settings=tiny, frames=[1, 2])
+    (folder / "frame_09.png").unlink()
+    model, segmented = spwnet.run(folder, tmp_path / "out", settings=tiny, frames=[1, 2])
+    assert model.fingerprint == spwnet.load(tmp_path / "out" / "run").fingerprint
+    assert segmented.names == ("frame_01", "frame_02", "frame_03")
+
+
+def test_ctrl_c_in_the_last_step_stops_after_saving(folder, tiny, tmp_path):
+    def press(state):
+        if state.done == state.total:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped, match="stopped after training, which is finished"):
+        spwnet.run(folder, tmp_path / "out", settings=tiny, on_progress=press)
+    assert spwnet.load(tmp_path / "out" / "run").info["finished"]
+    assert not (tmp_path / "out" / "segmentation").exists()
+
+
+def test_evaluate_prefers_the_same_name_and_leaves_out_void(tmp_path, caplog):
+    truth = np.repeat([[0, 1]], 4, axis=0).repeat(5, axis=1)
+    names = {"image": truth, "image_1": truth, "image_2": np.full_like(truth, 255)}
+    predicted = save_labels(tmp_path / "p", dict.fromkeys(names, truth))
+    result = spwnet.evaluate(predicted, save_labels(tmp_path / "t", names), ignore=[255])
+    assert result["images"] == 2
+    assert result["rand"] == 1
+    assert "'image_2' has no pixel that counts" in caplog.text
+    with pytest.raises(InputError, match="every one is to be ignored"):
+        spwnet.evaluate([truth], [truth], ignore=[0, 1])
 
 
 def test_evaluate_ignores_void(tmp_path):

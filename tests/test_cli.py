@@ -96,8 +96,27 @@ def test_settings_from_a_file_and_flags_over_it(folder, tmp_path, capsys):
     succeed(capsys, "train", folder, "--run", tmp_path / "run", "--settings", file, *FLAGS, "--seed", "6",
             "--scale", "3/4")  # fmt: skip
     settings = spwnet.load(tmp_path / "run").settings
-    assert (settings.seed, settings.labels.classes, settings.labels.mode) == (6, 4, "argmax_of_mean")
+    assert (settings.seed, settings.labels.classes, settings.labels.mode) == (6, 9, "argmax_of_mean")
     assert settings.images.scale == 0.75
+    assert settings.model.classes == 4
+
+
+def test_number_of_classes_where_labels_are_not_by_codebook(folder, tmp_path, capsys):
+    flags = ["5" if flag == "4" else flag for flag in FLAGS] + ["--set", "labels.mode=argmax_of_mean"]
+    assert "of 5 classes in use" in succeed(capsys, "train", folder, "--run", tmp_path / "run", *flags)
+    assert spwnet.load(tmp_path / "run").settings.model.classes == 5
+
+
+def test_reassigning_small_pieces_when_segmenting(folder, tmp_path, capsys):
+    succeed(capsys, "train", folder, "--run", tmp_path / "run", *FLAGS)
+    rule = "labels.reassign=[{source=1, smaller_than=100000, to=0}]"
+    file = tmp_path / "s.toml"
+    file.write_text("[labels]\nfill_holes = 3\n")
+    succeed(capsys, "segment", tmp_path / "run", folder, "--out", tmp_path / "seg", "--set", rule, "--settings", file)
+    assert all(1 not in labels for labels in labels_in(tmp_path / "seg" / "labels").values())
+    assert json.loads((tmp_path / "seg" / "segmentation.json").read_text())["labels"]["fill_holes"] == 3
+    error = fail(capsys, "segment", tmp_path / "run", folder, "--out", tmp_path / "x", "--set", "model.classes=9")
+    assert "expected settings under `labels` alone" in error
 
 
 def test_user_superpixels(folder, tmp_path, capsys):
@@ -210,6 +229,20 @@ def test_memory_and_disk_errors_are_one_line(folder, tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(api, "fit", full)
     assert "error: MemoryError" in fail(capsys, "train", folder, "--run", tmp_path / "run", *FLAGS)
+
+    def used_up(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(api, "fit", used_up)
+    error = fail(capsys, "train", folder, "--run", tmp_path / "run", *FLAGS, "--overwrite")
+    assert "expected more free memory, but it is used up; use a lower `images.scale`" in error
+
+    def broken(*_, **__):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(api, "fit", broken)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["train", str(folder), "--run", str(tmp_path / "run"), *FLAGS, "--overwrite"])
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "60:00")])

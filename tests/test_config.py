@@ -30,6 +30,13 @@ def test_published_cheetah_holds_the_published_settings():
     assert settings.superpixels.count == 12_000
 
 
+def test_what_is_set_over_a_preset_replaces_its_twin():
+    settings = make_settings("published-cheetah", overrides={"patches.sides": [32], "superpixels.size": 20})
+    assert settings.patches.schedule is None
+    assert settings.superpixels.count is None
+    assert make_settings("published-cheetah", overrides={"patches.rows": [0, 9]}).patches.schedule is not None
+
+
 def test_published_hanyu_draws_patches_from_part_of_the_image():
     patches = make_settings("published-hanyu").patches
     assert (patches.rows, patches.columns) == ((None, -50), (100, None))

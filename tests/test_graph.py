@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.segmentation import watershed
 
-from spwnet.graph import adjacent_pairs, build_graph, half_neighbourhood
-from spwnet.superpixels import superpixels_from_labels
+from spwnet.graph import adjacent_pairs, build_graph
+from spwnet.superpixels import half_neighbourhood, superpixels_from_labels
 
 RNG = np.random.default_rng(0)
 

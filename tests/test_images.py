@@ -300,7 +300,7 @@ def test_axes_put_pixels_where_they_belong():
 
 
 def test_a_guess_is_logged(caplog, tmp_path):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     open_images(noise(6, 20, 30))
     assert "(6, 20, 30) without names of its axes is read as TYX" in caplog.text
     tifffile.imwrite(tmp_path / "a.tif", noise(6, 20, 30), metadata={"axes": "ZYX"})

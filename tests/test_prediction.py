@@ -7,7 +7,7 @@ import torch
 from spwnet import prediction
 from spwnet.codebook import fit_codebook
 from spwnet.config import make_settings
-from spwnet.descriptors import blocks, handmade
+from spwnet.descriptors import handcrafted, kinds
 from spwnet.graph import build_graph
 from spwnet.images import Image, open_images
 from spwnet.prediction import describe, predict, predict_all, prepare_image
@@ -101,8 +101,8 @@ def test_codebook_labels_are_the_nearest_centres_of_the_descriptors(method):
     settings = setting(**{"superpixels.method": method})
     model, [(prepared, superpixels)] = ready(settings, Image(picture(0), "a", rgb=True))
     descriptors = describe(model.network, prepared, superpixels, "float32")
-    assert descriptors.shape == (superpixels.count if superpixels else 40 * 52, sum(kind.size for kind in blocks(4, 3)))
-    codebook = fit_codebook(descriptors, blocks(4, 3), 3)
+    assert descriptors.shape == (superpixels.count if superpixels else 40 * 52, sum(kind.size for kind in kinds(4, 3)))
+    codebook = fit_codebook(descriptors, kinds(4, 3), 3)
     labels = predict(model.network, prepared, superpixels, "codebook", "float32", codebook)
     nodes = codebook.assign(descriptors)
     expected = nodes[superpixels.labels] if superpixels else nodes.reshape(40, 52)
@@ -117,7 +117,7 @@ def test_descriptors_are_pooled_evidence_mixed_with_neighbours(monkeypatch):
     mixed = describe(model.network, prepared, superpixels, "float32")
     monkeypatch.setattr(prediction, "SMOOTHING_STEPS", 0)
     plain = describe(model.network, prepared, superpixels, "float32")
-    evidence = handmade(prepared.unit, rgb=True)
+    evidence = handcrafted(prepared.unit, rgb=True)
     for i in (0, superpixels.count - 1):
         np.testing.assert_allclose(plain[i, 4:], evidence[superpixels.labels == i].mean(0), rtol=1e-3, atol=1e-2)
     expected = build_graph(superpixels, prepared.unit).smooth(torch.from_numpy(plain), 2)

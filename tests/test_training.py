@@ -139,19 +139,16 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     assert saved == [2, 4]
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights_before_it(tmp_path):
+def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken():
     settings = settings_with()
     batch = batch_of(settings)
     network = make_network(settings, 3)
     before = copy.deepcopy(network)
     batch[1].pixels[0, 0, 3, 3] = torch.inf
-    run = Run(tmp_path / "run")
-    run.create()
-    with pytest.raises(RunError, match=r"expected finite losses, but the loss '\w+' is nan"):
-        fit(network, batch, settings, run=run)
+    with pytest.raises(RunError, match=r"expected finite losses, but the loss '\w+' is nan; start again with a lower"):
+        fit(network, batch, settings)
     for old, new in zip(before.parameters(), network.parameters(), strict=True):
         assert torch.equal(old, new)
-    assert run.checkpoint.exists()
 
 
 @pytest.mark.parametrize("shape", [(3, 60), (4, 4)])
@@ -169,6 +166,12 @@ def test_an_image_smaller_than_the_network_is_an_error(shape):
 def test_an_image_smaller_than_a_patch_is_an_error(pictures):
     settings = settings_with(losses__patches=1, patches__sides=[64])
     with pytest.raises(SettingsError, match="a patch of 64×64 is larger than the 40×52 working pixels"):
+        api.train(pictures, settings=settings)
+
+
+def test_a_single_patch_that_the_network_reduces_to_one_pixel_is_an_error(pictures):
+    settings = settings_with(losses__patches=1, patches__schedule=[[4, 4, 1]])
+    with pytest.raises(SettingsError, match="expected more than one patch of 4×4 in a mini-batch"):
         api.train(pictures, settings=settings)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spwnet.api import Segmentation, demo, evaluate, load, segment, train
+    from spwnet.api import Segmentation, demo, evaluate, load, run, segment, train
     from spwnet.config import PRESETS, Settings, make_settings
     from spwnet.errors import SpwnetError, Stopped
     from spwnet.runs import TrainedModel
@@ -26,6 +26,7 @@ _HOME = {
     "train": "spwnet.api",
     "segment": "spwnet.api",
     "load": "spwnet.api",
+    "run": "spwnet.api",
     "demo": "spwnet.api",
     "evaluate": "spwnet.api",
     "Segmentation": "spwnet.api",
@@ -51,6 +52,7 @@ __all__ = [
     "evaluate",
     "load",
     "make_settings",
+    "run",
     "sample",
     "segment",
     "train",

@@ -17,8 +17,8 @@ import numpy as np
 from spwnet import metrics, outputs, report
 from spwnet.classes import areas, palette
 from spwnet.codebook import fit_codebook
-from spwnet.config import Settings
-from spwnet.descriptors import blocks
+from spwnet.config import Settings, flat
+from spwnet.descriptors import kinds
 from spwnet.devices import convolution_type, memory_format, pick_device
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
@@ -96,7 +96,7 @@ def train(
     target = pick_device(device)
     directory = None if run is None else Run(run)
     if directory is not None:
-        outputs.prepare_folder(directory.folder, overwrite=overwrite, resume=resume)
+        outputs.check_folder(directory.folder, overwrite=overwrite, resume=resume)
     data = _training_data(images, frames, superpixels, settings)
     dtype = convolution_type(settings.training.precision, target)
     data.info |= {"device": str(target), "precision": str(dtype).removeprefix("torch."), **outputs.provenance()}
@@ -111,6 +111,11 @@ def train(
 
     network = make_network(settings, data.info["channels"]).to(target)
     batch = [set_up_image(prepared, regions, settings, target) for prepared, regions in data.pairs]
+
+    def on_preview(done: int) -> None:
+        assert directory is not None
+        _write_preview(directory, done, network, data, batch, settings, _label(network, data, settings, None))
+
     start = time.monotonic()
     steps = settings.training.epochs * settings.training.batches
     with stoppable() as should_stop:
@@ -121,16 +126,19 @@ def train(
             run=directory,
             resume=resume,
             on_progress=on_progress,
-            on_preview=lambda done: _write_preview(directory, done, network, data, batch, settings),
+            on_preview=on_preview if directory is not None else None,
             should_stop=should_stop,
         )
     data.info["seconds"] = round(time.monotonic() - start, 1)
     codebook = _fit_codebook(network, data, settings) if settings.labels.mode == "codebook" else None
-    data.info["classes"] = _classes_in_use(network, data, settings, codebook)
+    labels = _label(network, data, settings, codebook)
+    data.info["classes"] = _classes_in_use(labels, settings)
     if directory is not None:
         directory.save_model(network, codebook)
-        _write_preview(directory, steps, network, data, batch, settings, codebook)
+        _write_preview(directory, steps, network, data, batch, settings, labels)
         directory.write({"finished": True, **data.info}, settings, data.normalisation)
+        if should_stop():
+            raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
     return TrainedModel(network, settings, data.normalisation, data.info, codebook)
 
 
@@ -178,47 +186,49 @@ def _training_data(
 def _fit_codebook(network: WNet, data: _TrainingData, settings: Settings) -> Codebook:
     """Fit the class centres on the superpixels, or pixels, of the training images."""
     descriptors = [describe(network, *pair, settings.training.precision) for pair in data.pairs]
-    kinds = blocks(settings.model.ch_mul, data.info["channels"])
-    return fit_codebook(np.concatenate(descriptors), kinds, settings.labels.classes, settings.seed)
+    evidence = kinds(settings.model.ch_mul, data.info["channels"])
+    return fit_codebook(np.concatenate(descriptors), evidence, settings.labels.classes, settings.seed)
+
+
+def _label(
+    network: WNet, data: _TrainingData, settings: Settings, codebook: Codebook | None
+) -> list[NDArray[np.int32]]:
+    """Label the training images in their working size."""
+    mode, precision = settings.labels.mode, settings.training.precision
+    return [predict(network, *pair, mode, precision, codebook) for pair in data.pairs]
 
 
 def _write_preview(
-    directory: Run | None,
+    directory: Run,
     done: int,
     network: WNet,
     data: _TrainingData,
     batch: Sequence[TrainingImage],
     settings: Settings,
-    codebook: Codebook | None = None,
+    labels: Sequence[NDArray[np.int32]],
 ) -> None:
     """Write input, reconstruction and labels of the first few training images."""
-    if directory is None:
-        return
-    precision, few = settings.training.precision, slice(report.MOST_ROWS)
+    few = slice(report.MOST_ROWS)
+    precision = settings.training.precision
     picture = report.preview(
         [prepared.unit for prepared, _ in data.pairs[few]],
         [report.reconstruct(network, image.pixels, data.normalisation, precision) for image in batch[few]],
-        [predict(network, *pair, settings.labels.mode, precision, codebook) for pair in data.pairs[few]],
+        labels[few],
         palette(max(settings.n_classes, settings.model.classes)),
     )
     outputs.write_picture(directory.preview(done), picture)
 
 
-def _classes_in_use(
-    network: WNet, data: _TrainingData, settings: Settings, codebook: Codebook | None
-) -> dict[str, int]:
+def _classes_in_use(labels: Sequence[NDArray[np.int32]], settings: Settings) -> dict[str, int]:
     """Count the working pixels of each class that is left on the training images; warn if hardly any is."""
-    mode, precision = settings.labels.mode, settings.training.precision
-    n_classes = settings.n_classes
-    labels = [predict(network, *pair, mode, precision, codebook) for pair in data.pairs]
-    counts = np.sum([areas(found, n_classes) for found in labels], axis=0)
+    counts = np.sum([areas(found, settings.n_classes) for found in labels], axis=0)
     used = {str(k): int(n) for k, n in enumerate(counts) if n}
     if len(used) < FEW_CLASSES:
         logger.warning(
             "only %d of %d classes are left on the training images: the training collapsed. Try another `seed`, "
             "a lower `losses.continuity`, or a higher `losses.image`.",
             len(used),
-            n_classes,
+            settings.n_classes,
         )
     return used
 
@@ -293,6 +303,7 @@ def segment(
     overlays : bool
         Write the overlays, too.
     device : str
+        Where a model from a run directory is loaded to; a `TrainedModel` stays where it is.
     overwrite, resume : bool
         Replace what is in `output`, or write only what is missing there.
     on_progress : callable
@@ -330,6 +341,7 @@ def segment(
     label_source = _label_source(superpixels, model.settings, source)
     writer = None
     if output is not None:
+        outputs.check_folder(output, overwrite=overwrite, resume=resume)
         writer = Results(
             output,
             model,
@@ -377,6 +389,52 @@ def _is_written(writer: Results, source: ImageSource, index: int) -> bool:
     return entry is not None and entry["sha256"] == fingerprint(source[index])
 
 
+def run(
+    images: Any,
+    output: str | Path,
+    *,
+    settings: Settings | None = None,
+    frames: Sequence[int] | str | None = None,
+    superpixels: Any = None,
+    suffix: str = ".png",
+    overlays: bool = True,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> tuple[TrainedModel, Segmentation]:
+    """Train on a few of the images, then segment all of them: ``output/run`` and ``output/segmentation``.
+
+    The number of channels of every image is checked before training; pixels of images that are not trained on
+    are read, and checked, when their turn comes.
+
+    Parameters
+    ----------
+    images, settings, superpixels, device, overwrite, resume, on_progress
+        As in `train`.
+    output : path
+    frames : sequence of int or "all", optional
+        Frame numbers to train on.
+    suffix, overlays
+        As in `segment`.
+
+    Returns
+    -------
+    TrainedModel, Segmentation
+    """
+    folder = Path(output)
+    outputs.check_folder(folder, overwrite=overwrite, resume=resume)
+    settings = settings or Settings()
+    source = open_images(images, settings.images.axes)
+    check_same_channels(source)
+    places: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
+    model = train(source, folder / "run", settings=settings, frames=frames, superpixels=superpixels, **places)
+    segmented = segment(
+        model, source, folder / "segmentation", superpixels=superpixels, suffix=suffix, overlays=overlays, **places
+    )
+    return model, segmented
+
+
 def evaluate(
     predicted: Any,
     truth: Any,
@@ -388,25 +446,25 @@ def evaluate(
 
     Parameters
     ----------
-       predicted, truth : path, glob, array, or sequence of these
-           Label images. Files are paired by name, ``NAME.png`` also with ``NAME_0.png``, ``NAME_1.png`` … of several
-           annotators; arrays by order.
-       naming : sequence of int, optional
-           Frame numbers on which each predicted class is named after the truth class it overlaps most; the mean
-           IoU is then taken over all the other frames.
-       ignore : sequence of int
-           Truth labels that do not count.
+    predicted, truth : path, glob, array, or sequence of these
+        Label images. Files are paired by name, ``NAME.png`` also with ``NAME_0.png``, ``NAME_1.png`` … of several
+        annotators; else by order.
+    naming : sequence of int, optional
+        Frame numbers on which each predicted class is named after the truth class it overlaps most; the mean
+        IoU is then taken over all the other frames.
+    ignore : sequence of int
+        Truth labels that do not count; images without any other are left out, and named in a warning.
 
     Returns
     -------
-       dict
-           Means over the images of each metric by name; "covering", "probabilistic_rand" and
-    all annotators; with `naming` also "mean_iou" and "iou".
+    dict
+        "images"; the metrics of `metrics.METRICS`, averaged over annotators, then images (so that "rand" is the
+        probabilistic Rand index); "covering", pooled over all; with `naming` also "mean_iou" and "iou".
 
     Raises
     ------
-       InputError
-           If images cannot be paired or their shapes differ.
+    InputError
+        If images cannot be paired, their shapes differ, or nothing is left to compare.
     """
     ours, theirs = open_images(predicted, None), open_images(truth, None)
     tables: dict[int, list[metrics.Contingency]] = {}
@@ -420,7 +478,12 @@ def evaluate(
                     f"'{theirs.names[other]}' has {annotation.shape}; compare in the size of the input"
                 )
             table = metrics.contingency(labels, annotation, ignore)
+            if not table.counts.size:
+                logger.warning("'%s' has no pixel that counts; it is left out", theirs.names[other])
+                continue
             tables.setdefault(ours.numbers[position], []).append(table)
+    if not tables:
+        raise InputError("expected pixels to compare, but every one is to be ignored; check the labels to ignore")
     result: dict[str, Any] = {"images": len(tables)}
     # Over annotators first, then over images, as the field does.
     scores = [[metrics.score_table(table) for table in several] for several in tables.values()]
@@ -469,18 +532,17 @@ def demo(
         "mean_iou" and "iou" of the frames that were not trained on, "seconds", "picture".
     """
     folder = Path(output)
-    outputs.prepare_folder(folder, overwrite=overwrite)
+    outputs.check_folder(folder, overwrite=overwrite)
     data = sample(name)
     training = [0, len(data.images) // 2]
     start = time.monotonic()
-    model = train(
-        data.images, folder / "run", settings=settings, frames=training, device=device, overwrite=overwrite,
+    model, segmented = run(
+        data.images, folder, settings=settings, frames=training, device=device, overwrite=overwrite,
         on_progress=on_progress,
     )  # fmt: skip
-    segment(model, data.images, folder / "segmentation", overwrite=overwrite, on_progress=on_progress)
     seconds = time.monotonic() - start
     found = open_images(folder / "segmentation" / "labels", None)
-    labels = [found[i].pixels[..., 0] for i in range(len(found))]
+    labels = [_label_image(found, found.names.index(name)) for name in segmented.names]
     tables = [metrics.contingency(found, true) for found, true in zip(labels, data.truth, strict=True)]
     names = metrics.naming(metrics.pooled([tables[i] for i in training]))
     rest = [i for i in range(len(labels)) if i not in training]
@@ -518,6 +580,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
         if pressed.is_set():
             raise KeyboardInterrupt
         pressed.set()
+        logger.warning("stopping as soon as this step is done; press again to stop at once")
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
@@ -553,6 +616,12 @@ def _label_source(superpixels: Any, settings: Settings, images: ImageSource) -> 
     source = open_images(given, None)
     if set(images.names) <= set(source.names):
         return lambda index: _label_image(source, source.names.index(images.names[index]))
+    unknown = [name for name in images.names if name not in source.names]
+    if superpixels is None or len(unknown) < len(images):
+        raise InputError(
+            f"expected superpixels of the same name as each image, but there are none for '{unknown[0]}'; give those "
+            "of these images by `superpixels`"
+        )
     if len(source) != len(images):
         raise InputError(f"expected one superpixel image for each of {len(images)} images, but got {len(source)}")
     return lambda index: _label_image(source, index)
@@ -572,8 +641,11 @@ def _paired(ours: ImageSource, theirs: ImageSource) -> list[tuple[int, list[int]
     """Pair label images: by name, then by name_k of several annotators, or by order if no name fits."""
     pairs = []
     for position, name in enumerate(ours.names):
-        pattern = re.compile(re.escape(name) + r"(_\d+)?")
-        others = [k for k, other in enumerate(theirs.names) if pattern.fullmatch(other)]
+        others = [k for k, other in enumerate(theirs.names) if other == name]
+        if not others:
+            pattern = re.compile(re.escape(name) + r"_\d+")
+            taken = set(ours.names)
+            others = [k for k, other in enumerate(theirs.names) if pattern.fullmatch(other) and other not in taken]
         if others:
             pairs.append((position, others))
     if not pairs and len(ours) == len(theirs):
@@ -590,15 +662,15 @@ def _check_resumable(directory: Run, settings: Settings, info: dict[str, Any]) -
     """Check that a run is of these settings and images; return whether it is finished."""
     before, old_settings, _ = directory.read()
     if old_settings != settings:
-        ours, theirs = settings.model_dump(), old_settings.model_dump()
+        ours, theirs = (flat(one.model_dump()) for one in (settings, old_settings))
         odd = next(key for key in ours if ours[key] != theirs[key])
         raise RunError(
-            f"expected the settings of the run in {directory.folder} to go on with it, but `{odd}` differs; "
-            "use the same settings, another directory, or `--overwrite`"
+            f"expected the settings of the run in {directory.folder} to go on with it, but `{odd}` was {theirs[odd]} "
+            f"and is now {ours[odd]}; use the same settings or another directory"
         )
     if [image["sha256"] for image in before.get("images", [])] != [image["sha256"] for image in info["images"]]:
         raise RunError(
             f"expected the training images of the run in {directory.folder} to go on with it, but got others; "
-            "use the same images, another directory, or `--overwrite`"
+            "use the same images or another directory"
         )
     return bool(before.get("finished"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from spwnet.errors import InputError
+from spwnet.superpixels import half_neighbourhood, shifted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -314,11 +314,8 @@ def _connected_pieces(ids: NDArray[np.intp]) -> _Pieces:
         if length > 1:  # a volume of one slice is as good as an image
             at_border[image.take([0, -1], axis)] = True
     lower, higher, sides = [], [], []
-    for offset in product((-1, 0, 1), repeat=ids.ndim):
-        if offset <= (0,) * ids.ndim:
-            continue
-        here = image[tuple(slice(max(-d, 0), n - max(d, 0)) for d, n in zip(offset, image.shape, strict=True))]
-        there = image[tuple(slice(max(d, 0), n - max(-d, 0)) for d, n in zip(offset, image.shape, strict=True))]
+    for offset in half_neighbourhood(ids.ndim):
+        here, there = (image[part] for part in shifted(image.shape, offset))
         differ = here != there
         one, other = here[differ], there[differ]
         lower.append(np.minimum(one, other))

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ from spwnet.errors import SettingsError, SpwnetError, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from rich.console import Console
 
     from spwnet.config import LabelSettings, Settings
 
@@ -43,7 +46,13 @@ Sets = Annotated[
         negative="", group=TUNING,
     ),
 ]  # fmt: skip
-Classes = Annotated[int | None, Parameter(help="Number of classes to find, `labels.classes`.", group=TUNING)]
+Classes = Annotated[
+    int | None,
+    Parameter(
+        help="Classes to find, `labels.classes` (`model.classes` without codebook).",
+        group=TUNING,
+    ),
+]
 Scale = Annotated[str | None, Parameter(help='Working size over input size, "1/3", `images.scale`.', group=TUNING)]
 Epochs = Annotated[int | None, Parameter(help="Epochs of training, `training.epochs`.", group=TUNING)]
 Seed = Annotated[int | None, Parameter(help="Seed of weights and patches, `seed`.", group=TUNING)]
@@ -96,7 +105,7 @@ def train(
             _inputs(images), run, settings=settings, frames=_frames(frames), device=device,
             overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
-    _say(f"{len(model.info['classes'])} of {settings.model.classes} classes in use, {model.info['seconds']} s")
+    _say(f"{len(model.info['classes'])} of {settings.n_classes} classes in use, {model.info['seconds']} s")
     _say(f"run: {run}, previews: {run / 'previews'}")
 
 
@@ -112,6 +121,8 @@ def segment(
     merge: Merge = None,
     fill_holes: FillHoles = None,
     remove_objects: RemoveObjects = None,
+    settings_file: SettingsFile = None,
+    sets: Sets = None,
     superpixels: SuperpixelImages = None,
     suffix: Suffix = "png",
     overlays: Overlays = True,
@@ -123,7 +134,7 @@ def segment(
     from spwnet import api
 
     model = api.load(run, device=device)
-    labels = _label_settings(model.settings, label_mode, merge, fill_holes, remove_objects)
+    labels = _label_settings(model.settings, settings_file, sets, label_mode, merge, fill_holes, remove_objects)
     with _bar() as on_progress:
         result = api.segment(
             model, _inputs(images), out, frames=_frames(frames), superpixels=superpixels, labels=labels,
@@ -138,7 +149,7 @@ def run_both(
     images: Images,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Folder to write: run/, labels/, overlays/, segmentation.json.")],
+    out: Annotated[Path, Parameter(help="Folder to write: run/ and segmentation/.")],
     frames: Annotated[
         str | None, Parameter(help="Frame numbers to train on; all images are segmented.", group=RUNNING)
     ] = None,
@@ -157,24 +168,17 @@ def run_both(
     resume: Resume = False,
 ) -> None:
     """Train on a few of the images, then segment all of them."""
-    from spwnet import api, outputs
+    from spwnet import api
 
     settings = _settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
-    inputs = _inputs(images)
-    outputs.prepare_folder(out, overwrite=overwrite, resume=resume)
     with _bar() as on_progress:
-        model = api.train(
-            inputs, out / "run", settings=settings, frames=_frames(frames), device=device,
-            overwrite=overwrite, resume=resume, on_progress=on_progress,
-        )  # fmt: skip
-    with _bar() as on_progress:
-        result = api.segment(
-            model, inputs, out / "segmentation", suffix=f".{suffix}", overlays=overlays, device=device,
-            overwrite=overwrite, resume=resume, on_progress=on_progress,
+        model, result = api.run(
+            _inputs(images), out, settings=settings, frames=_frames(frames), suffix=f".{suffix}", overlays=overlays,
+            device=device, overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
     _say(
         f"trained on {len(model.info['images'])} images in {model.info['seconds']} s, "
-        f"{len(model.info['classes'])} classes in use"
+        f"{len(model.info['classes'])} of {settings.n_classes} classes in use"
     )
     _say(f"{len(result.names)} images segmented: {result.folder}")
 
@@ -258,12 +262,11 @@ def info(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if done, 1 if refused or failed, 130 if stopped (wrong flags exit with 2)."""
-    from rich.console import Console
     from rich.logging import RichHandler
 
     # Threads that wait by spinning starve each other when the machine is busy: tenfold slower was seen.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    console = Console(stderr=True)
+    console = _console()
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", force=True,
         handlers=[RichHandler(console=console, show_time=False, show_path=False, markup=False)],
@@ -273,10 +276,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stop:
         console.print(f"stopped: {stop}" if str(stop) else "stopped", markup=False, style="yellow")
         return 130
+    except RuntimeError as error:
+        # torch's own way to say that memory is used up, on CPU and GPU
+        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        remedy = "use a lower `images.scale`, `images.max_pixels` or `model.ch_mul`"
+        console.print(f"error: expected more free memory, but it is used up; {remedy}", markup=False, style="red")
+        return 1
     except (SpwnetError, OSError, MemoryError) as error:
         console.print(f"error: {str(error) or type(error).__name__}", markup=False, style="red", soft_wrap=True)
         return 1
     return 0
+
+
+@cache
+def _console() -> Console:
+    """One console for log and progress bar: two would write over each other."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def _say(text: str) -> None:
@@ -317,13 +335,17 @@ def _settings(
 
     values = dict(_assignment(text) for text in sets or ())
     flags = {
-        "labels.classes": classes, "images.scale": scale, "training.epochs": epochs, "seed": seed,
+        "images.scale": scale, "training.epochs": epochs, "seed": seed,
         "superpixels.labels": superpixels, "superpixels.method": "labels" if superpixels else None,
     }  # fmt: skip
     values |= {name: value for name, value in flags.items() if value is not None}
     if isinstance(values.get("images.scale"), str) and "/" not in values["images.scale"] != "auto":
         values["images.scale"] = _value(values["images.scale"])
-    return make_settings(preset, file, values)
+    settings = make_settings(preset, file, values)
+    if classes is None:
+        return settings
+    name = "labels.classes" if settings.labels.mode == "codebook" else "model.classes"
+    return make_settings(preset, file, values | {name: classes})
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -343,19 +365,26 @@ def _value(text: str) -> Any:
 
 def _label_settings(
     settings: Settings,
+    file: Path | None,
+    sets: list[str] | None,
     mode: str | None,
     merge: list[str] | None,
     fill_holes: int | None,
     remove_objects: int | None,
 ) -> LabelSettings:
-    """Settings of labelling and cleaning: the run's, with flags over them."""
-    from spwnet.config import parse_settings
+    """Settings of labelling and cleaning: the run's, then a file, single settings and flags over them."""
+    from spwnet.config import flat, merged, nested, parse_settings, read_toml
 
     groups = None if merge is None else [_frames(group) for group in merge]
     flags = {"mode": mode, "merge": groups, "fill_holes": fill_holes, "remove_objects": remove_objects}
-    values = settings.model_dump()
-    values["labels"] |= {name: value for name, value in flags.items() if value is not None}
-    return parse_settings(values).labels
+    values = merged(read_toml(file) if file else {}, nested(dict(_assignment(text) for text in sets or ())))
+    values = merged(values, {"labels": {name: value for name, value in flags.items() if value is not None}})
+    other = [name for name in flat(values) if not name.startswith("labels.") and name != "labels"]
+    if other:
+        raise SettingsError(
+            f"expected settings under `labels` alone, because the network is trained already, but got '{other[0]}'"
+        )
+    return parse_settings(merged(settings.model_dump(), values)).labels
 
 
 def _list_settings() -> None:
@@ -374,7 +403,6 @@ class _bar:
     """Progress on the terminal: steps or images, losses, and the time left."""
 
     def __enter__(self) -> Callable[[Any], None]:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (
@@ -383,7 +411,7 @@ class _bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.progress = Progress(*columns, console=Console(stderr=True))
+        self.progress = Progress(*columns, console=_console())
         self.progress.start()
         self.tasks: dict[str, Any] = {}
         return self.update

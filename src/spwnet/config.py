@@ -106,7 +106,7 @@ class SuperpixelSettings(_Section):
     sigma: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Gaussian smoothing before SLIC, in working pixels."""
     labels: str | None = None
-    """Folder, file or glob of label images, one for each image in order, for `method = "labels"`."""
+    """Folder, file or glob of label images, paired with the images by name, for `method = "labels"`."""
 
 
 class ModelSettings(_Section):
@@ -173,7 +173,7 @@ class LabelSettings(_Section):
     mode: Literal["codebook", "argmax_of_mean", "max_count_of_argmax"] = "codebook"
     """A superpixel's label: the nearest of class centres fitted on the training images (learned features and colour),
     the arg max of its mean features, or the majority of its pixels' arg max."""
-    classes: int = Field(32, ge=1, le=65_536)
+    classes: int = Field(32, ge=1, le=2**24)
     """Class centres of the codebook; the other two modes have `model.classes`."""
     merge: tuple[tuple[int, ...], ...] = ()
     """Groups of classes that are one; each takes the smallest id of its group."""
@@ -319,10 +319,10 @@ def make_settings(
         raise SettingsError(
             f"expected one of the presets {', '.join(PRESETS)}, but got {preset!r}.{did_you_mean(preset, PRESETS)}"
         )
-    values = _merged({}, PRESETS[preset])
-    if file is not None:
-        values = _merged(values, read_toml(file))
-    return parse_settings(_merged(values, _nested(overrides or {})))
+    values = PRESETS[preset]
+    for layer in (read_toml(file) if file is not None else {}, nested(overrides or {})):
+        values = merged(values, layer)
+    return parse_settings(values)
 
 
 def read_toml(file: str | Path) -> dict[str, Any]:
@@ -389,20 +389,34 @@ def _name(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if isinstance(part, int) or part.isidentifier())
 
 
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Turn dotted names into nested tables: {"a.b": 1} → {"a": {"b": 1}}."""
+    tables: dict[str, Any] = {}
     for name, value in values.items():
         *sections, key = name.split(".")
         inner: dict[str, Any] = {key: value}
         for section in reversed(sections):
             inner = {section: inner}
-        nested = _merged(nested, inner)
-    return nested
+        tables = merged(tables, inner)
+    return tables
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested tables into dotted names, the inverse of `nested`."""
+    names: dict[str, Any] = {}
+    for key, value in values.items():
+        names |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return names
+
+
+EITHER = {"schedule": "sides", "sides": "schedule", "count": "size", "size": "count"}
+"""Settings that say the same in two ways: whoever sets one over a preset means it instead of the other."""
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay nested tables over others."""
+    result = {key: value for key, value in base.items() if EITHER.get(key) not in over or key in over}
     for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result

@@ -1,4 +1,4 @@
-"""Hand-made evidence at every pixel: colour, colour around it, and local contrast at several scales."""
+"""Hand-crafted evidence at every pixel: colour, colour around it, and local contrast at several scales."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAINT = 1.0
 """Contrast, on the scale 0…100, below which differences hardly count."""
 
 
-class Block(NamedTuple):
+class Kind(NamedTuple):
     """Values of a descriptor that are one kind of evidence, and the weight of that kind."""
 
     size: int
@@ -29,14 +29,14 @@ LEARNED_WEIGHT = 0.5
 """Of the network's last hidden layer, against 1 for colour."""
 
 
-def blocks(learned: int, channels: int) -> list[Block]:
-    """Return the kinds of evidence in a descriptor, in order: learned, then those of `handmade`."""
-    contrasts = [Block(channels, 0.5) for _ in CONTRAST_SCALES]
-    return [Block(learned, LEARNED_WEIGHT), Block(channels, 1.0), Block(channels, 0.7), *contrasts]
+def kinds(learned: int, channels: int) -> list[Kind]:
+    """Return the kinds of evidence in a descriptor, in order: learned, then those of `handcrafted`."""
+    contrasts = [Kind(channels, 0.5) for _ in CONTRAST_SCALES]
+    return [Kind(learned, LEARNED_WEIGHT), Kind(channels, 1.0), Kind(channels, 0.7), *contrasts]
 
 
-def handmade(unit: NDArray[np.float32], *, rgb: bool) -> NDArray[np.float32]:
-    """Compute hand-made evidence of a prepared image.
+def handcrafted(unit: NDArray[np.float32], *, rgb: bool) -> NDArray[np.float32]:
+    """Compute hand-crafted evidence of a prepared image.
 
     Parameters
     ----------
@@ -53,11 +53,11 @@ def handmade(unit: NDArray[np.float32], *, rgb: bool) -> NDArray[np.float32]:
     """
     colour = perceptual(unit, rgb=rgb)
     square = np.square(colour)
-    kinds = [colour, _smoothed(colour, SURROUNDING)]
+    evidence = [colour, _smoothed(colour, SURROUNDING)]
     for scale in CONTRAST_SCALES:
         variance = _smoothed(square, scale) - np.square(_smoothed(colour, scale))
-        kinds.append(np.log(np.sqrt(np.maximum(variance, 0)) + np.float32(FAINT)))
-    return np.concatenate(kinds, axis=-1)
+        evidence.append(np.log(np.sqrt(np.maximum(variance, 0)) + np.float32(FAINT)))
+    return np.concatenate(evidence, axis=-1)
 
 
 def _smoothed(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:

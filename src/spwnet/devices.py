@@ -5,12 +5,15 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from spwnet.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -45,15 +48,27 @@ def convolution_type(precision: str, device: torch.device) -> torch.dtype:
             device.type == "cpu"
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            and torch.cpu._is_avx512_bf16_supported()
+            and _cpu_has_bfloat16()
         )
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; older torch cannot tell, and then it is not used."""
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(asked is not None and asked())
+
+
 def memory_format(ndim: int) -> torch.memory_format:
     """Channels-last, for images of `ndim` spatial dimensions: convolutions are faster on it."""
     return torch.channels_last if ndim == 2 else torch.channels_last_3d
+
+
+def to_tensor(image: NDArray[np.float32], device: torch.device) -> torch.Tensor:
+    """(*spatial, C) array → (1, C, *spatial) tensor, channels last in memory."""
+    tensor = torch.from_numpy(np.moveaxis(image, -1, 0)[None].copy())
+    return tensor.to(device, memory_format=memory_format(image.ndim - 1))
 
 
 @contextmanager
@@ -67,11 +82,12 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def deterministic() -> Iterator[None]:
     """Make one seed give one result: on GPUs some sums otherwise depend on the order of threads."""
     before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warned)
         torch.backends.cudnn.benchmark = benchmark

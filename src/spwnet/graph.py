@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from spwnet.superpixels import half_neighbourhood, shifted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,16 +161,3 @@ def adjacent_pairs(labels: NDArray[np.int32], count: int) -> tuple[NDArray[np.in
         codes.append(np.minimum(a, b) * count + np.maximum(a, b))
     unique = np.unique(np.concatenate(codes))
     return unique // count, unique % count
-
-
-def half_neighbourhood(ndim: int, radius: int = 1) -> list[tuple[int, ...]]:
-    """Offsets of one half of the full neighbourhood: of each pair o, −o the one that is positive first."""
-    cube = product(range(-radius, radius + 1), repeat=ndim)
-    return [offset for offset in cube if offset > (0,) * ndim]
-
-
-def shifted(shape: tuple[int, ...], offset: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Slices of all pixels p with p + offset inside, and of those p + offset."""
-    here = tuple(slice(max(0, -o), n - max(0, o)) for n, o in zip(shape, offset, strict=True))
-    there = tuple(slice(max(0, o), n - max(0, -o)) for n, o in zip(shape, offset, strict=True))
-    return here, there

@@ -192,6 +192,7 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
         return _frames_of(stack, paths[0].stem, paths)
     numbers: list[Any] = [_last_integer(path) for path in paths]
     if None in numbers or len(set(numbers)) < len(numbers):
+        logger.info("frames are numbered from 0, because the files' names do not end in numbers of their own")
         numbers = list(range(len(paths)))
     return _Images(_unique_names(paths), numbers, lambda k: (_single(_open(paths[k], axes)), 0), paths)
 
@@ -210,6 +211,9 @@ def frame_indices(source: ImageSource, frames: Sequence[int] | str) -> list[int]
         return list(range(len(source)))
     positions = {number: position for position, number in enumerate(source.numbers)}
     missing = [frame for frame in frames if frame not in positions]
+    twice = [frame for frame in dict.fromkeys(frames) if list(frames).count(frame) > 1]
+    if twice:
+        raise InputError(f"expected each frame once, but got frame {twice[0]} more than once")
     if missing or not len(frames):
         raise InputError(
             f"expected frame numbers among the {len(positions)} from {min(positions)} to {max(positions)}, but "
@@ -377,7 +381,8 @@ def _name_axes(shape: tuple[int, ...], axes: str | None) -> str:
         axes = {2: "YX", 4: "TYXC"}.get(len(shape))
     if axes is None:
         raise InputError(f"expected 2 to 4 dimensions, but the shape is {shape}; name its axes by `axes`")
-    logger.info("an array of shape %s without names of its axes is read as %s", shape, axes)
+    level = logging.INFO if axes.startswith("T") else logging.DEBUG
+    logger.log(level, "an array of shape %s without names of its axes is read as %s", shape, axes)
     return axes
 
 
@@ -421,7 +426,7 @@ def _open_picture(path: Path) -> _Stack:
 
     with _picture(path) as picture:
         channels = 1 if picture.mode in GREY else 3
-        kept = channels if picture.mode in ALPHA else None
+        kept = channels if picture.mode in ALPHA or "transparency" in picture.info else None
         return _Stack((picture.height, picture.width, channels), "YXC", take, kept, coloured=True)
 
 
@@ -448,7 +453,7 @@ def _open_tiff(path: Path, axes: str | None) -> _Stack:
         if axes is not None or names == "QYX":
             names = _name_axes(series.shape, axes)
         else:
-            logger.info("%s of shape %s is read as %s", path, series.shape, names)
+            logger.debug("%s of shape %s is read as %s", path, series.shape, names)
         take = _tiff_reader(path, tiff)
         alpha = sum(extra in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA) for extra in page.extrasamples)
         coloured = page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)

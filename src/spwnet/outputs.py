@@ -79,6 +79,26 @@ def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool 
     return path
 
 
+def check_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Check what `prepare_folder` checks, and leave nothing behind: no folder for work that is then refused.
+
+    Raises
+    ------
+    OutputError
+        As `prepare_folder`, or if both `overwrite` and `resume` are given.
+    """
+    if overwrite and resume:
+        raise OutputError("expected either overwrite or resume, but got both; drop one")
+    path = Path(folder)
+    missing = [part for part in (path, *path.parents) if not os.path.lexists(part)]
+    try:
+        prepare_folder(path, overwrite=overwrite, resume=resume)
+    finally:
+        for part in missing:
+            if part.is_dir():
+                part.rmdir()
+
+
 def atomic_write(path: str | Path, data: bytes) -> None:
     """Write a file such that its name never stands for half of it.
 

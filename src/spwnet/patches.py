@@ -41,8 +41,10 @@ def patch_region(shape: tuple[int, int], settings: PatchSettings) -> tuple[Span,
     return rows, columns
 
 
-def check_schedule(settings: PatchSettings, shape: tuple[int, int], name: str) -> None:
-    """Check that every patch fits an image.
+def check_schedule(settings: PatchSettings, shape: tuple[int, int], name: str, smallest: int = 1) -> None:
+    """Check that every patch fits an image, and that the network's innermost level sees more than one pixel.
+
+    `smallest` is the side that the network reduces to one pixel, 2^n_blocks.
 
     Raises
     ------
@@ -51,7 +53,12 @@ def check_schedule(settings: PatchSettings, shape: tuple[int, int], name: str) -
     """
     (top, bottom), (left, right) = patch_region(shape, settings)
     height, width = max(0, bottom - top), max(0, right - left)
-    for h, w, _ in make_schedule(settings):
+    for h, w, count in make_schedule(settings):
+        if count == 1 and max(h, w) <= smallest:
+            raise SettingsError(
+                f"expected more than one patch of {h}×{w} in a mini-batch, because the network reduces each to one "
+                "pixel; use larger patches, more of them, or fewer `model.n_blocks`"
+            )
         if h > height or w > width:
             raise SettingsError(
                 f"expected patches that fit the image, but a patch of {h}×{w} is larger than the {height}×{width} "

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from spwnet.classes import clean
-from spwnet.descriptors import handmade
-from spwnet.devices import arithmetic, convolution_type, memory_format
+from spwnet.descriptors import handcrafted
+from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
 from spwnet.preparation import Prepared, prepare, restore, to_display, to_unit
@@ -77,6 +77,7 @@ def prepare_image(
     return prepared, make_superpixels(prepared.unit, settings.superpixels, rgb=prepared.rgb, labels=labels)
 
 
+@deterministic()
 @torch.inference_mode()
 def predict(
     network: WNet,
@@ -110,7 +111,7 @@ def predict(
         nodes = codebook.assign(describe(network, prepared, superpixels, precision))
         shape = prepared.unit.shape[:-1]
         return nodes.reshape(shape) if superpixels is None else nodes[superpixels.labels]
-    pixels = _tensor(prepared.network, network)
+    pixels = to_tensor(prepared.network, next(network.parameters()).device)
     with arithmetic(pixels.device, convolution_type(precision, pixels.device)):
         features = network.encode(pixels)[0]
     if superpixels is None:
@@ -121,11 +122,12 @@ def predict(
     return labels.cpu().numpy().astype(np.int32)
 
 
+@deterministic()
 @torch.inference_mode()
 def describe(
     network: WNet, prepared: Prepared, superpixels: Superpixels | None, precision: str = "auto"
 ) -> NDArray[np.float32]:
-    """Describe each superpixel by the encoder's last hidden layer and by hand-made evidence, averaged over it.
+    """Describe each superpixel by the encoder's last hidden layer and by hand-crafted evidence, averaged over it.
 
     The averages are then mixed with those of neighbours of the same colour, which evens out noise.
 
@@ -142,22 +144,16 @@ def describe(
     Returns
     -------
     (N, D) float32 array
-        D = sizes of `descriptors.blocks` added up; without superpixels N is the number of pixels.
+        D = sizes of `descriptors.kinds` added up; without superpixels N is the number of pixels.
     """
-    pixels = _tensor(prepared.network, network)
+    pixels = to_tensor(prepared.network, next(network.parameters()).device)
     with arithmetic(pixels.device, convolution_type(precision, pixels.device)):
         hidden = network.describe(pixels)[0]
-    evidence = torch.cat([hidden, _tensor(handmade(prepared.unit, rgb=prepared.rgb), network)[0]])
+    evidence = torch.cat([hidden, to_tensor(handcrafted(prepared.unit, rgb=prepared.rgb), pixels.device)[0]])
     if superpixels is None:
         return evidence.flatten(1).T.cpu().numpy()
     graph = build_graph(superpixels, prepared.unit, pixels.device)
     return graph.smooth(graph.pool(evidence), SMOOTHING_STEPS).cpu().numpy()
-
-
-def _tensor(image: NDArray[np.float32], network: WNet) -> torch.Tensor:
-    """(*spatial, C) array → (1, C, *spatial) tensor where the network is, channels last in memory."""
-    pixels = torch.from_numpy(np.moveaxis(image, -1, 0)[None].copy())
-    return pixels.to(next(network.parameters()).device, memory_format=memory_format(pixels.ndim - 2))
 
 
 def predict_all(

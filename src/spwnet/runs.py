@@ -26,7 +26,7 @@ import torch
 from spwnet.classes import palette
 from spwnet.codebook import Codebook
 from spwnet.config import Settings, parse_settings
-from spwnet.descriptors import blocks
+from spwnet.descriptors import kinds
 from spwnet.errors import OutputError, RunError, SettingsError
 from spwnet.model import WNet
 from spwnet.outputs import (
@@ -256,7 +256,7 @@ class Run:
         codebook = None
         if settings.labels.mode == "codebook":
             arrays = {name: tensor.numpy() for name, tensor in _read_tensors(self.codebook)[0].items()}
-            size = sum(kind.size for kind in blocks(settings.model.ch_mul, channels))
+            size = sum(kind.size for kind in kinds(settings.model.ch_mul, channels))
             codebook = Codebook.from_tensors(arrays, size)
         return TrainedModel(network.eval(), settings, normalisation, info, codebook)
 

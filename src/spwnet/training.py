@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spwnet import losses
-from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format
+from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format, to_tensor
 from spwnet.errors import InputError, RunError, Stopped
 from spwnet.graph import RegionGraph, build_graph
 from spwnet.patches import check_schedule, make_schedule, patch_region, sample_patches
@@ -68,7 +68,7 @@ class Progress:
     done, total : int
         Steps or images.
     seconds_left : float
-        Estimate from the mean time of those done; NaN before the first.
+        Estimate from the mean time of those done.
     values : dict
         The losses of the step by name, or nothing.
     """
@@ -98,7 +98,7 @@ def check_images(prepared: Sequence[Prepared], settings: Settings) -> None:
                 "use a larger `images.scale` or fewer `model.n_blocks`"
             )
         if settings.losses.patches > 0:
-            check_schedule(settings.patches, shape, image.name)
+            check_schedule(settings.patches, shape, image.name, smallest)
 
 
 def set_up_image(
@@ -111,24 +111,18 @@ def set_up_image(
     continuity = None
     if weights.cut > 0:
         if graph is None:
-            cut = losses.dense_cut_weights(_tensor(prepared.unit, device)[0])
+            cut = losses.dense_cut_weights(to_tensor(prepared.unit, device)[0])
         else:
             cut = graph.cut_weights(weights.tau_cut)
     if weights.continuity > 0 and graph is not None:
         continuity = graph.continuity_weights(weights.tau_continuity)
     return TrainingImage(
-        pixels=_tensor(prepared.network, device),
+        pixels=to_tensor(prepared.network, device),
         patch_region=patch_region(prepared.network.shape[:2], settings.patches),
         graph=graph,
         cut=cut,
         continuity=continuity,
     )
-
-
-def _tensor(image: np.ndarray, device: torch.device) -> Tensor:
-    """(*spatial, C) array → (1, C, *spatial) tensor, channels last in memory."""
-    tensor = torch.from_numpy(np.moveaxis(image, -1, 0)[None].copy())
-    return tensor.to(device, memory_format=memory_format(image.ndim - 1))
 
 
 def loss_terms(
@@ -202,7 +196,7 @@ def step(
     Raises
     ------
     RunError
-        If a loss is not finite; network and optimiser are then as before the step.
+        If a loss is not finite; the step is not taken.
     """
     weights = settings.losses.model_dump()
     sums: dict[str, float] = {}
@@ -217,7 +211,8 @@ def step(
     odd = [name for name, value in sums.items() if not math.isfinite(value)]
     if odd:
         raise RunError(
-            f"expected finite losses, but the loss '{odd[0]}' is {sums[odd[0]]}; lower its weight or the rate"
+            f"expected finite losses, but the loss '{odd[0]}' is {sums[odd[0]]}; start again with a lower "
+            "`training.learning_rate` or a lower weight of that loss"
         )
     optimiser.step()
     return sums
@@ -251,7 +246,7 @@ def fit(
     run: Run | None = None,
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    on_preview: Callable[[int], None] = lambda _: None,
+    on_preview: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> WNet:
     """Train the network for the settings' epochs.
@@ -268,7 +263,7 @@ def fit(
         Go on from the run's last checkpoint.
     on_progress : callable
         Called with a `Progress` after each step.
-    on_preview : callable
+    on_preview : callable, optional
         Called with the step every few seconds, the network calibrated and in evaluation mode.
     should_stop : callable
         Asked after each step; if it says yes, a checkpoint is written and `Stopped` raised.
@@ -297,12 +292,7 @@ def fit(
         for number in range(first, total):
             # Each step has its own random numbers, so that a resumed training draws the same.
             rng = np.random.default_rng([settings.seed, number])
-            try:
-                terms = step(network, optimiser, images, settings, rng, dtype)
-            except RunError:
-                if run is not None:
-                    run.save_checkpoint(network, optimiser, number)
-                raise
+            terms = step(network, optimiser, images, settings, rng, dtype)
             done = number + 1
             now = time.monotonic()
             if run is not None:
@@ -315,7 +305,7 @@ def fit(
                 saved = now
             if stop:
                 raise Stopped(f"stopped after step {done} of {total}; go on by `--resume` (in Python `resume=True`)")
-            if done < total and now - previewed > max(PREVIEW_SECONDS, preview_pause):
+            if on_preview is not None and done < total and now - previewed > max(PREVIEW_SECONDS, preview_pause):
                 calibrate(network, images, dtype)
                 on_preview(done)
                 previewed = time.monotonic()
