@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cheetah, published, regions
+from benchmarks import cheetah, naming, published, regions
 
-BENCHMARKS = {"regions": regions.main, "published": published.main, "cheetah": cheetah.main}
+BENCHMARKS = {
+    "regions": regions.main,
+    "published": published.main,
+    "cheetah": cheetah.main,
+    "naming": naming.main,
+}
 
 
 def main() -> int:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spwnet.api import Segmentation, demo, evaluate, load, run, segment, train
+    from spwnet.api import Segmentation, load, run, segment, train
     from spwnet.config import PRESETS, Settings, make_settings
+    from spwnet.demo import demo
     from spwnet.errors import SpwnetError, Stopped
+    from spwnet.evaluation import evaluate
     from spwnet.runs import TrainedModel
     from spwnet.samples import sample
     from spwnet.training import Progress
@@ -27,8 +29,8 @@ _HOME = {
     "segment": "spwnet.api",
     "load": "spwnet.api",
     "run": "spwnet.api",
-    "demo": "spwnet.api",
-    "evaluate": "spwnet.api",
+    "demo": "spwnet.demo",
+    "evaluate": "spwnet.evaluation",
     "Segmentation": "spwnet.api",
     "PRESETS": "spwnet.config",
     "Settings": "spwnet.config",

@@ -1,9 +1,8 @@
-"""The whole program in five calls: train, segment, load, evaluate, demo."""
+"""The main job in Python: train, load, segment, and run, which is train and segment in one."""
 
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import threading
 import time
@@ -14,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spwnet import metrics, outputs, report
+from spwnet import outputs, report
 from spwnet.classes import areas, palette
 from spwnet.codebook import fit_codebook
 from spwnet.config import Settings, flat
 from spwnet.descriptors import kinds
 from spwnet.devices import convolution_type, memory_format, pick_device
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
-from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
+from spwnet.images import check_same_channels, fingerprint, frame_indices, label_image, open_images
 from spwnet.prediction import describe, predict, predict_all, prepare_image
-from spwnet.preparation import measure, to_display, to_unit
+from spwnet.preparation import measure
 from spwnet.runs import Results, Run, TrainedModel, make_network
-from spwnet.samples import sample
 from spwnet.training import Progress, check_images, fit, set_up_image
 
 if TYPE_CHECKING:
@@ -435,139 +433,6 @@ def run(
     return model, segmented
 
 
-def evaluate(
-    predicted: Any,
-    truth: Any,
-    *,
-    naming: Sequence[int] | None = None,
-    ignore: Sequence[int] = (),
-) -> dict[str, Any]:
-    """Compare label images with a truth.
-
-    Parameters
-    ----------
-    predicted, truth : path, glob, array, or sequence of these
-        Label images. Files are paired by name, ``NAME.png`` also with ``NAME_0.png``, ``NAME_1.png`` … of several
-        annotators; else by order.
-    naming : sequence of int, optional
-        Frame numbers on which each predicted class is named after the truth class it overlaps most; the mean
-        IoU is then taken over all the other frames.
-    ignore : sequence of int
-        Truth labels that do not count; images without any other are left out, and named in a warning.
-
-    Returns
-    -------
-    dict
-        "images"; the metrics of `metrics.METRICS`, averaged over annotators, then images (so that "rand" is the
-        probabilistic Rand index); "covering", pooled over all; with `naming` also "mean_iou" and "iou".
-
-    Raises
-    ------
-    InputError
-        If images cannot be paired, their shapes differ, or nothing is left to compare.
-    """
-    ours, theirs = open_images(predicted, None), open_images(truth, None)
-    tables: dict[int, list[metrics.Contingency]] = {}
-    for position, others in _paired(ours, theirs):
-        labels = _label_image(ours, position)
-        for other in others:
-            annotation = _label_image(theirs, other)
-            if annotation.shape != labels.shape:
-                raise InputError(
-                    f"expected label images of one shape, but '{ours.names[position]}' has {labels.shape} and "
-                    f"'{theirs.names[other]}' has {annotation.shape}; compare in the size of the input"
-                )
-            table = metrics.contingency(labels, annotation, ignore)
-            if not table.counts.size:
-                logger.warning("'%s' has no pixel that counts; it is left out", theirs.names[other])
-                continue
-            tables.setdefault(ours.numbers[position], []).append(table)
-    if not tables:
-        raise InputError("expected pixels to compare, but every one is to be ignored; check the labels to ignore")
-    result: dict[str, Any] = {"images": len(tables)}
-    # Over annotators first, then over images, as the field does.
-    scores = [[metrics.score_table(table) for table in several] for several in tables.values()]
-    for name in metrics.METRICS:
-        result[name] = float(np.mean([np.mean([entry[name] for entry in several]) for several in scores]))
-    parts = [metrics.covering_parts(table) for several in tables.values() for table in several]
-    result["covering"] = sum(covered for covered, _ in parts) / sum(size for _, size in parts)
-    if naming is not None:
-        rest = sorted(set(tables) - set(naming))
-        missing = sorted(set(naming) - set(tables))
-        if missing or not rest or not naming:
-            raise InputError(
-                f"expected naming frames among the {len(tables)} that have a truth, with others left to score, but "
-                + (f"frame {missing[0]} has none" if missing else f"got {len(naming)} of them")
-                + f"; frames run from {min(tables)} to {max(tables)}"
-            )
-        names = metrics.naming(metrics.pooled([tables[number][0] for number in naming]))
-        result["mean_iou"], iou = metrics.mean_iou(metrics.pooled([tables[number][0] for number in rest]), names)
-        result["iou"] = {str(label): value for label, value in iou.items()}
-    return result
-
-
-def demo(
-    output: str | Path = "spwnet-demo",
-    *,
-    name: str = "composite",
-    settings: Settings | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Train on two frames of an embedded sample, segment all of them, and score against the exact truth.
-
-    Parameters
-    ----------
-    output : path
-        Folder for the run, the segmentation and ``demo.png``.
-    name : str
-        Name of the sample, see `sample`.
-    settings, device, overwrite, on_progress
-        As in `train`.
-
-    Returns
-    -------
-    dict
-        "mean_iou" and "iou" of the frames that were not trained on, "seconds", "picture".
-    """
-    folder = Path(output)
-    outputs.check_folder(folder, overwrite=overwrite)
-    data = sample(name)
-    training = [0, len(data.images) // 2]
-    start = time.monotonic()
-    model, segmented = run(
-        data.images, folder, settings=settings, frames=training, device=device, overwrite=overwrite,
-        on_progress=on_progress,
-    )  # fmt: skip
-    seconds = time.monotonic() - start
-    found = open_images(folder / "segmentation" / "labels", None)
-    labels = [_label_image(found, found.names.index(name)) for name in segmented.names]
-    tables = [metrics.contingency(found, true) for found, true in zip(labels, data.truth, strict=True)]
-    names = metrics.naming(metrics.pooled([tables[i] for i in training]))
-    rest = [i for i in range(len(labels)) if i not in training]
-    mean, iou = metrics.mean_iou(metrics.pooled([tables[i] for i in rest]), names)
-
-    lookup = np.array([names.get(k, len(data.class_names)) for k in range(model.settings.n_classes)])
-    rows = []
-    for i in (rest[0], rest[len(rest) // 2], rest[-1]):
-        display = to_display(to_unit(data.images[i], model.normalisation))
-        drawn = [outputs.overlay(display, k, palette(model.settings.n_classes))
-                 for k in (labels[i], lookup[labels[i]], data.truth[i])]  # fmt: skip
-        rows.append([display, *drawn])
-    picture = outputs.grid(rows, captions=["input", "classes found", "named", "truth"])
-    outputs.write_picture(folder / "demo.png", picture)
-    result = {
-        "sample": name,
-        "mean_iou": mean,
-        "iou": {data.class_names[k]: v for k, v in iou.items()},
-        "seconds": round(seconds, 1),
-        "picture": str(folder / "demo.png"),
-    }
-    outputs.write_json(folder / "demo.json", result)
-    return result
-
-
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
     """Give a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
@@ -615,7 +480,7 @@ def _label_source(superpixels: Any, settings: Settings, images: ImageSource) -> 
         )
     source = open_images(given, None)
     if set(images.names) <= set(source.names):
-        return lambda index: _label_image(source, source.names.index(images.names[index]))
+        return lambda index: label_image(source, source.names.index(images.names[index]))
     unknown = [name for name in images.names if name not in source.names]
     if superpixels is None or len(unknown) < len(images):
         raise InputError(
@@ -624,38 +489,7 @@ def _label_source(superpixels: Any, settings: Settings, images: ImageSource) -> 
         )
     if len(source) != len(images):
         raise InputError(f"expected one superpixel image for each of {len(images)} images, but got {len(source)}")
-    return lambda index: _label_image(source, index)
-
-
-def _label_image(source: ImageSource, index: int) -> NDArray[Any]:
-    image = source[index]
-    if image.pixels.shape[-1] != 1:
-        raise InputError(
-            f"expected a label image of one channel, but '{image.name}' has {image.pixels.shape[-1]}; "
-            "save class ids, not colours"
-        )
-    return image.pixels[..., 0]
-
-
-def _paired(ours: ImageSource, theirs: ImageSource) -> list[tuple[int, list[int]]]:
-    """Pair label images: by name, then by name_k of several annotators, or by order if no name fits."""
-    pairs = []
-    for position, name in enumerate(ours.names):
-        others = [k for k, other in enumerate(theirs.names) if other == name]
-        if not others:
-            pattern = re.compile(re.escape(name) + r"_\d+")
-            taken = set(ours.names)
-            others = [k for k, other in enumerate(theirs.names) if pattern.fullmatch(other) and other not in taken]
-        if others:
-            pairs.append((position, others))
-    if not pairs and len(ours) == len(theirs):
-        return [(k, [k]) for k in range(len(ours))]
-    if not pairs:
-        raise InputError(
-            f"expected truth images of the same names as the {len(ours)} predicted ones, or as many, but got "
-            f"{len(theirs)} and none named like '{ours.names[0]}'"
-        )
-    return pairs
+    return lambda index: label_image(source, index)
 
 
 def _check_resumable(directory: Run, settings: Settings, info: dict[str, Any]) -> bool:

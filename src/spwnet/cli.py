@@ -193,11 +193,11 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Train on two frames of an embedded input, segment all of them, and score against the truth."""
-    from spwnet import api
+    from spwnet.demo import demo as run_demo
 
     settings = _settings("default", None, sets, None, None, None, None, None)
     with _bar() as on_progress:
-        result = api.demo(
+        result = run_demo(
             out, name=sample, settings=settings, device=device, overwrite=overwrite, on_progress=on_progress
         )
     _say("IoU of each class on the frames that were not trained on:")
@@ -220,12 +220,12 @@ def evaluate(
     as_json: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
 ) -> None:
     """Compare label images with a truth, by every metric of the field."""
-    from spwnet import api
+    from spwnet.evaluation import evaluate as compare
 
     chosen = _frames(naming)
     if isinstance(chosen, str):
         raise SettingsError("expected frame numbers for --naming, but got 'all'; some must be left to score")
-    result = api.evaluate(predicted, truth, naming=chosen, ignore=ignore or ())
+    result = compare(predicted, truth, naming=chosen, ignore=ignore or ())
     if as_json:
         _say(json.dumps(result, indent=2))
         return

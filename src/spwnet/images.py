@@ -244,6 +244,23 @@ def check_same_channels(source: ImageSource, indices: Sequence[int] | None = Non
     return first[1]
 
 
+def label_image(source: ImageSource, index: int) -> NDArray[Any]:
+    """Read one image of class ids or superpixels, (H, W).
+
+    Raises
+    ------
+    InputError
+        If it has several channels: colours are no ids.
+    """
+    image = source[index]
+    if image.pixels.shape[-1] != 1:
+        raise InputError(
+            f"expected a label image of one channel, but '{image.name}' has {image.pixels.shape[-1]}; "
+            "save class ids, not colours"
+        )
+    return image.pixels[..., 0]
+
+
 def fingerprint(image: Image) -> str:
     """SHA-256 of type, shape and pixels, the same on every machine; neither name nor file format matters."""
     pixels = np.ascontiguousarray(image.pixels, dtype=image.pixels.dtype.newbyteorder("<"))
