@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import spwnet
 from benchmarks import data
 from spwnet import metrics
-from spwnet.codebook import fit_codebook
+from spwnet.codebook import Descriptors, fit_codebook
 from spwnet.config import Settings
 from spwnet.images import ImageSource, label_image, open_images
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
 from spwnet.superpixels import perceptual
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VIDEOS = ("video/garden", "video/ice", "video/salesman")
 SETS = (*VIDEOS, "micro/superalloy", "volumes/puma_weave", "volumes/sim_electrode_xct")
@@ -54,10 +57,9 @@ def baseline(images: ImageSource, training: list[int], seed: int) -> list[np.nda
         colour = perceptual(prepared.unit, rgb=prepared.rgb).reshape(superpixels.labels.size, -1)
         flat = superpixels.labels.ravel()
         sums = np.stack([np.bincount(flat, weights=c) for c in colour.T], axis=1)
-        pooled.append((sums / np.bincount(flat)[:, None]).astype(np.float32))
+        pooled.append(Descriptors((sums / np.bincount(flat)[:, None]).astype(np.float32)))
         regions.append(superpixels.labels)
-    training_points = np.concatenate([pooled[i] for i in training])
-    book = fit_codebook(training_points, [(training_points.shape[1], 1.0)], 32, seed)
+    book = fit_codebook([pooled[i] for i in training], [(pooled[0].rows.shape[1], 1.0)], 32, seed)
     return [book.assign(points)[labels] for points, labels in zip(pooled, regions, strict=True)]
 
 

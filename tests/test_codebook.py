@@ -6,7 +6,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from spwnet import codebook as module
-from spwnet.codebook import Codebook, fit_codebook
+from spwnet.codebook import Codebook, Descriptors, fit_codebook
 from spwnet.errors import RunError
 
 
@@ -20,15 +20,15 @@ def clouds(seed=0, sizes=(300, 200, 100, 50), dimensions=5):
 
 def test_separate_clouds_are_found_and_numbered_by_size():
     points, truth = clouds()
-    book = fit_codebook(points, [(5, 1.0)], 4)
-    np.testing.assert_array_equal(book.assign(points), truth)
+    book = fit_codebook([Descriptors(points)], [(5, 1.0)], 4)
+    np.testing.assert_array_equal(book.assign(Descriptors(points)), truth)
 
 
 def test_as_good_as_scikit_learn_on_overlapping_points():
     points = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
-    book = fit_codebook(points, [(3, 1.0)], 8)
+    book = fit_codebook([Descriptors(points)], [(3, 1.0)], 8)
     scaled = (points - book.mean) / book.scale
-    ours = np.square(scaled - book.centres[book.assign(points)]).sum()
+    ours = np.square(scaled - book.centres[book.assign(Descriptors(points))]).sum()
     theirs = KMeans(8, n_init=4, random_state=0).fit(scaled).inertia_
     assert ours < 1.02 * theirs
 
@@ -36,7 +36,7 @@ def test_as_good_as_scikit_learn_on_overlapping_points():
 def test_each_block_has_its_weight_whatever_its_size_and_units():
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(5, 100, (500, 8)), rng.normal(0, 0.01, (500, 2))], axis=1).astype(np.float32)
-    book = fit_codebook(points, [(8, 1.0), (2, 0.5)], 4)
+    book = fit_codebook([Descriptors(points)], [(8, 1.0), (2, 0.5)], 4)
     scaled = (points - book.mean) / book.scale
     assert scaled[:, :8].var(0).sum() == pytest.approx(1, rel=1e-3)
     assert scaled[:, 8:].var(0).sum() == pytest.approx(0.25, rel=1e-3)
@@ -45,23 +45,23 @@ def test_each_block_has_its_weight_whatever_its_size_and_units():
 def test_the_seed_decides_and_a_block_without_spread_is_left_alone():
     points, truth = clouds()
     points[:, 4] = 7
-    a, b = (fit_codebook(points, [(4, 1.0), (1, 1.0)], 4, seed) for seed in (1, 1))
+    a, b = (fit_codebook([Descriptors(points)], [(4, 1.0), (1, 1.0)], 4, seed) for seed in (1, 1))
     np.testing.assert_array_equal(a.centres, b.centres)
     assert a.scale[4] == 1
-    assert adjusted_rand_score(truth, a.assign(points)) == 1
+    assert adjusted_rand_score(truth, a.assign(Descriptors(points))) == 1
 
 
 def test_fewer_different_points_than_classes():
     points = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
-    book = fit_codebook(points, [(3, 1.0)], 8)
+    book = fit_codebook([Descriptors(points)], [(3, 1.0)], 8)
     assert len(book.centres) == 3
-    assert len(np.unique(book.assign(points))) == 3
+    assert len(np.unique(book.assign(Descriptors(points)))) == 3
 
 
 def test_more_classes_than_clouds_with_hardly_any_spread():
     rng = np.random.default_rng(0)
     points = rng.normal(0, 10, (4, 30))[rng.integers(0, 4, 400)] + rng.normal(0, 1e-4, (400, 30))
-    book = fit_codebook(points.astype(np.float32), [(30, 1.0)], 32)
+    book = fit_codebook([Descriptors(points.astype(np.float32))], [(30, 1.0)], 32)
     assert book.centres.shape == (32, 30)
     assert np.isfinite(book.centres).all()
 
@@ -69,11 +69,12 @@ def test_more_classes_than_clouds_with_hardly_any_spread():
 def test_many_points_are_thinned(monkeypatch):
     monkeypatch.setattr(module, "MOST_POINTS", 200)
     points, truth = clouds()
-    assert adjusted_rand_score(truth, fit_codebook(points, [(5, 1.0)], 4).assign(points)) == 1
+    book = fit_codebook([Descriptors(points)], [(5, 1.0)], 4)
+    assert adjusted_rand_score(truth, book.assign(Descriptors(points))) == 1
 
 
 def test_round_trip():
-    book = fit_codebook(clouds()[0], [(5, 1.0)], 4)
+    book = fit_codebook([Descriptors(clouds()[0])], [(5, 1.0)], 4)
     again = Codebook.from_tensors(book.tensors(), 5)
     for name, array in book.tensors().items():
         np.testing.assert_array_equal(array, again.tensors()[name])
@@ -87,10 +88,53 @@ def test_round_trip():
         ({"centres": np.ones((2, 3))}, "expected finite 'centres' of shape .None, 5."),
         ({"centres": np.ones((0, 5))}, "expected finite 'centres'"),
         ({"centres": np.full((2, 5), np.nan)}, "expected finite 'centres'"),
-        ({"scale": np.zeros(5)}, "expected a 'scale' above 0"),
+        ({"scale": np.zeros(5)}, "expected 'scale' above 0"),
+        ({"near": np.zeros(1)}, "expected 'near' above 0"),
     ],
 )
 def test_a_codebook_that_does_not_fit(changes, message):
-    tensors = fit_codebook(clouds()[0], [(5, 1.0)], 4).tensors() | changes
+    tensors = fit_codebook([Descriptors(clouds()[0])], [(5, 1.0)], 4).tensors() | changes
     with pytest.raises(RunError, match=message):
         Codebook.from_tensors({name: array for name, array in tensors.items() if array is not None}, 5)
+
+
+def chain(n):
+    """Edges of n superpixels in a row, both directions."""
+    i = np.arange(n - 1)
+    return np.stack([np.concatenate([i, i + 1]), np.concatenate([i + 1, i])])
+
+
+def test_diffusion_equals_the_definition():
+    x0 = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    near = 2.0
+    x = x0.astype(float)
+    for _ in range(module.DIFFUSION_STEPS):
+        mixed = []
+        for i in range(6):
+            around = [j for j in (i - 1, i + 1) if 0 <= j < 6]
+            w = [np.exp(-np.square(x0[i] - x0[j]).sum() / near) for j in around]
+            top = x0[i] + module.DIFFUSION * np.mean([a * x[j] for a, j in zip(w, around, strict=True)], axis=0)
+            mixed.append(top / (1 + module.DIFFUSION * np.mean(w)))
+        x = np.array(mixed)
+    np.testing.assert_allclose(module._diffused(x0, chain(6), near), x, rtol=1e-5, atol=1e-6)
+
+
+def test_diffusion_evens_out_noise_and_keeps_a_superpixel_unlike_its_neighbours():
+    rng = np.random.default_rng(0)
+    rows = np.repeat([0.0, 10.0], 50)[:, None] + rng.normal(0, 0.5, (100, 1))
+    rows[20] = 30
+    book = fit_codebook([Descriptors(rows.astype(np.float32), chain(100))], [(1, 1.0)], 3)
+    labels = book.assign(Descriptors(rows.astype(np.float32), chain(100)))
+    expected = np.repeat([0, 1], 50)
+    expected[20] = 2
+    assert adjusted_rand_score(expected, labels) == 1
+    smooth = module._diffused(rows.astype(np.float32), chain(100), 1.0)
+    assert smooth[50:].std() < 0.7 * rows[50:].std()
+    assert smooth[20] == pytest.approx(30, abs=0.1)
+
+
+def test_superpixels_without_neighbours():
+    points, truth = clouds()
+    none = np.zeros((2, 0), np.int64)
+    book = fit_codebook([Descriptors(points, none)], [(5, 1.0)], 4)
+    np.testing.assert_array_equal(book.assign(Descriptors(points, none)), truth)

@@ -107,17 +107,3 @@ def test_one_superpixel_has_no_edges():
     assert graph.edges.shape == (2, 0)
     assert graph.cut_weights(-1.0).shape == graph.continuity_weights(1.0).shape == (0,)
     assert graph.pool(torch.ones(2, 5, 5)).tolist() == [[1, 1]]
-
-
-def test_smoothing_keeps_constants_and_means_of_equal_neighbours():
-    graph, _, _ = make(RNG.integers(0, 20, (12, 12)))
-    constant = torch.full((graph.count, 2), 3.0)
-    assert torch.allclose(graph.smooth(constant, 3), constant)
-    rows = torch.randn(graph.count, 4)
-    assert graph.smooth(rows, 0) is rows
-    weights = torch.exp(-1.5 * graph.distances / graph.distances.mean())
-    dense = torch.zeros(graph.count, graph.count).index_put(tuple(graph.edges), weights)
-    dense = dense / dense.sum(1, keepdim=True)
-    assert torch.allclose(graph.smooth(rows, 1), (rows + dense @ rows) / 2, atol=1e-6)
-    alone, _, _ = make(np.zeros((5, 5), int))
-    assert torch.equal(alone.smooth(torch.ones(1, 2), 2), torch.ones(1, 2))

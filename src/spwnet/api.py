@@ -185,7 +185,7 @@ def _fit_codebook(network: WNet, data: _TrainingData, settings: Settings) -> Cod
     """Fit the class centres on the superpixels, or pixels, of the training images."""
     descriptors = [describe(network, *pair, settings.training.precision) for pair in data.pairs]
     evidence = kinds(settings.model.ch_mul, data.info["channels"])
-    return fit_codebook(np.concatenate(descriptors), evidence, settings.labels.classes, settings.seed)
+    return fit_codebook(descriptors, evidence, settings.labels.classes, settings.seed)
 
 
 def _label(

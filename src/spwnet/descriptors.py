@@ -31,7 +31,7 @@ LEARNED_WEIGHT = 0.5
 
 def kinds(learned: int, channels: int) -> list[Kind]:
     """Return the kinds of evidence in a descriptor, in order: learned, then those of `handcrafted`."""
-    contrasts = [Kind(channels, 0.5) for _ in CONTRAST_SCALES]
+    contrasts = [Kind(channels, 0.3) for _ in CONTRAST_SCALES]
     return [Kind(learned, LEARNED_WEIGHT), Kind(channels, 1.0), Kind(channels, 0.7), *contrasts]
 
 

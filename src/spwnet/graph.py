@@ -59,26 +59,6 @@ class RegionGraph:
         sums = rows.new_zeros((self.count, rows.shape[1])).index_add(0, self.labels, rows)
         return sums / self.sizes[:, None].to(rows.dtype)
 
-    def smooth(self, rows: Tensor, steps: int, beta: float = 1.5) -> Tensor:
-        """Mix each superpixel with neighbours of its colour: F ← (F + W F) / 2, `steps` times.
-
-        Parameters
-        ----------
-        rows : (N, D) tensor
-        steps : int
-        beta : float
-            W_ij ∝ exp(−β·d_ij / mean of d), adding up to 1 over the neighbours j; without neighbours F stays.
-        """
-        source, target = self.edges
-        weights = torch.exp(-beta * self.distances / self.distances.mean().clamp_min(1e-9))
-        sums = weights.new_zeros(self.count).index_add(0, source, weights)
-        weights = (weights / sums[source])[:, None].to(rows.dtype)
-        alone = (sums == 0)[:, None]
-        for _ in range(steps):
-            means = torch.zeros_like(rows).index_add(0, source, weights * rows[target])
-            rows = torch.where(alone, rows, (rows + means) / 2)
-        return rows
-
     def argmax_of_mean(self, pooled: Tensor) -> Tensor:
         """Return (N,) labels arg max_k F_ik, without gradient."""
         return pooled.detach().argmax(1)

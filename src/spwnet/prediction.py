@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from spwnet.classes import clean
+from spwnet.codebook import Codebook, Descriptors
 from spwnet.descriptors import handcrafted
 from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor
 from spwnet.graph import build_graph
@@ -23,14 +24,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from spwnet.codebook import Codebook
     from spwnet.config import LabelSettings, Settings
     from spwnet.images import Image, ImageSource
     from spwnet.model import WNet
     from spwnet.preparation import Normalisation
     from spwnet.runs import TrainedModel
 
-SMOOTHING_STEPS = 2
 MOST_PICTURE_PIXELS = 1_000_000
 """Pictures of larger images are thinned."""
 
@@ -126,10 +125,8 @@ def predict(
 @torch.inference_mode()
 def describe(
     network: WNet, prepared: Prepared, superpixels: Superpixels | None, precision: str = "auto"
-) -> NDArray[np.float32]:
+) -> Descriptors:
     """Describe each superpixel by the encoder's last hidden layer and by hand-crafted evidence, averaged over it.
-
-    The averages are then mixed with those of neighbours of the same colour, which evens out noise.
 
     Parameters
     ----------
@@ -143,17 +140,17 @@ def describe(
 
     Returns
     -------
-    (N, D) float32 array
-        D = sizes of `descriptors.kinds` added up; without superpixels N is the number of pixels.
+    Descriptors
+        Rows of D values, the sizes of `descriptors.kinds` added up; without superpixels one for each pixel.
     """
     pixels = to_tensor(prepared.network, next(network.parameters()).device)
     with arithmetic(pixels.device, convolution_type(precision, pixels.device)):
         hidden = network.describe(pixels)[0]
     evidence = torch.cat([hidden, to_tensor(handcrafted(prepared.unit, rgb=prepared.rgb), pixels.device)[0]])
     if superpixels is None:
-        return evidence.flatten(1).T.cpu().numpy()
+        return Descriptors(evidence.flatten(1).T.cpu().numpy())
     graph = build_graph(superpixels, prepared.unit, pixels.device)
-    return graph.smooth(graph.pool(evidence), SMOOTHING_STEPS).cpu().numpy()
+    return Descriptors(graph.pool(evidence).cpu().numpy(), graph.edges.cpu().numpy())
 
 
 def predict_all(
