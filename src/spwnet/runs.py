@@ -243,13 +243,7 @@ class Run:
             )
         tensors, _ = _read_tensors(self.weights)
         with torch.device("meta"):
-            expected = WNet(
-                channels,
-                settings.model.classes,
-                settings.model.ch_mul,
-                settings.model.n_blocks,
-                final_norm=settings.model.final_norm,
-            )
+            expected = make_network(settings, channels)
         _check_weights(expected, tensors, self.weights)
         network = make_network(settings, channels)
         network.load_state_dict(tensors)
