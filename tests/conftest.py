@@ -17,6 +17,7 @@ TINY = {
     "model": {"classes": 4, "ch_mul": 4, "n_blocks": 2},
     "superpixels.size": 16,
     "labels.classes": 4,
+    "codebook.finest": 4,
     "training": {"epochs": 2, "batches": 2, "learning_rate": 1e-2, "precision": "float32"},
 }
 

@@ -17,7 +17,7 @@ from tests.conftest import TINY
 
 FLAGS = ["--set", "images.scale=1.0", "--set", "model={classes=4, ch_mul=4, n_blocks=2}", "--classes", "4"]
 FLAGS += ["--set", "superpixels.size=16", "--epochs", "2", "--set", "training.batches=2"]
-FLAGS += ["--set", "training.precision=float32"]
+FLAGS += ["--set", "training.precision=float32", "--set", "codebook.finest=4"]
 
 
 def fail(capsys, *arguments, status=1):

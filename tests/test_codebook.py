@@ -6,8 +6,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from spwnet import codebook as module
-from spwnet.codebook import Codebook, Descriptors, fit_codebook
-from spwnet.errors import RunError
+from spwnet.codebook import Codebook, Descriptors, coarser, fit_codebook
+from spwnet.errors import RunError, SettingsError
 
 
 def clouds(seed=0, sizes=(300, 200, 100, 50), dimensions=5):
@@ -18,17 +18,22 @@ def clouds(seed=0, sizes=(300, 200, 100, 50), dimensions=5):
     return (centres[truth] + rng.normal(0, 0.3, (len(truth), dimensions))).astype(np.float32), truth
 
 
-def test_separate_clouds_are_found_and_numbered_by_size():
+def classes_of(book, points, n_classes=None):
+    return book.assign(Descriptors(points), coarser(book.parents, n_classes or book.finest)).classes
+
+
+def test_separate_clouds_are_found():
     points, truth = clouds()
     book = fit_codebook([Descriptors(points)], [(5, 1.0)], 4)
-    np.testing.assert_array_equal(book.assign(Descriptors(points)), truth)
+    assert adjusted_rand_score(truth, classes_of(book, points)) == 1
+    assert (classes_of(book, points)[truth == 0] == 0).all()  # the largest is the root's
 
 
 def test_as_good_as_scikit_learn_on_overlapping_points():
     points = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
     book = fit_codebook([Descriptors(points)], [(3, 1.0)], 8)
     scaled = (points - book.mean) / book.scale
-    ours = np.square(scaled - book.centres[book.assign(Descriptors(points))]).sum()
+    ours = np.square(scaled - book.centres[classes_of(book, points)]).sum()
     theirs = KMeans(8, n_init=4, random_state=0).fit(scaled).inertia_
     assert ours < 1.02 * theirs
 
@@ -48,14 +53,14 @@ def test_the_seed_decides_and_a_block_without_spread_is_left_alone():
     a, b = (fit_codebook([Descriptors(points)], [(4, 1.0), (1, 1.0)], 4, seed) for seed in (1, 1))
     np.testing.assert_array_equal(a.centres, b.centres)
     assert a.scale[4] == 1
-    assert adjusted_rand_score(truth, a.assign(Descriptors(points))) == 1
+    assert adjusted_rand_score(truth, classes_of(a, points)) == 1
 
 
 def test_fewer_different_points_than_classes():
     points = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
     book = fit_codebook([Descriptors(points)], [(3, 1.0)], 8)
-    assert len(book.centres) == 3
-    assert len(np.unique(book.assign(Descriptors(points)))) == 3
+    assert len(book.centres) == book.finest == 3
+    assert len(np.unique(classes_of(book, points))) == 3
 
 
 def test_more_classes_than_clouds_with_hardly_any_spread():
@@ -70,7 +75,7 @@ def test_many_points_are_thinned(monkeypatch):
     monkeypatch.setattr(module, "MOST_POINTS", 200)
     points, truth = clouds()
     book = fit_codebook([Descriptors(points)], [(5, 1.0)], 4)
-    assert adjusted_rand_score(truth, book.assign(Descriptors(points))) == 1
+    assert adjusted_rand_score(truth, classes_of(book, points)) == 1
 
 
 def test_round_trip():
@@ -85,11 +90,17 @@ def test_round_trip():
     [
         ({"mean": None}, "expected finite 'mean' of shape .5,. in the codebook, but got none"),
         ({"scale": np.ones(4)}, "expected finite 'scale' .* but got .4,."),
-        ({"centres": np.ones((2, 3))}, "expected finite 'centres' of shape .None, 5."),
+        ({"centres": np.ones((2, 3))}, "expected finite 'centres' of shape .K, 5."),
         ({"centres": np.ones((0, 5))}, "expected finite 'centres'"),
         ({"centres": np.full((2, 5), np.nan)}, "expected finite 'centres'"),
         ({"scale": np.zeros(5)}, "expected 'scale' above 0"),
         ({"near": np.zeros(1)}, "expected 'near' above 0"),
+        ({"parents": np.zeros(3, np.int32)}, "expected finite 'parents' of shape .K,. "),
+        ({"parents": np.array([0, 0, 2, 1], np.int32)}, "expected 'parents' of smaller ids"),
+        ({"parents": np.array([1, 0, 0, 1], np.int32)}, "expected 'parents' of smaller ids"),
+        ({"parents": np.array([0, -1, 0, 1], np.int32)}, "expected 'parents' of smaller ids"),
+        ({"parents": np.zeros(4, np.float32)}, "expected 'parents' of smaller ids"),
+        ({"heights": np.zeros(3, np.float32)}, "expected finite 'heights'"),
     ],
 )
 def test_a_codebook_that_does_not_fit(changes, message):
@@ -124,7 +135,7 @@ def test_diffusion_evens_out_noise_and_keeps_a_superpixel_unlike_its_neighbours(
     rows = np.repeat([0.0, 10.0], 50)[:, None] + rng.normal(0, 0.5, (100, 1))
     rows[20] = 30
     book = fit_codebook([Descriptors(rows.astype(np.float32), chain(100))], [(1, 1.0)], 3)
-    labels = book.assign(Descriptors(rows.astype(np.float32), chain(100)))
+    labels = book.assign(Descriptors(rows.astype(np.float32), chain(100)), np.arange(3)).classes
     expected = np.repeat([0, 1], 50)
     expected[20] = 2
     assert adjusted_rand_score(expected, labels) == 1
@@ -137,4 +148,67 @@ def test_superpixels_without_neighbours():
     points, truth = clouds()
     none = np.zeros((2, 0), np.int64)
     book = fit_codebook([Descriptors(points, none)], [(5, 1.0)], 4)
-    np.testing.assert_array_equal(book.assign(Descriptors(points, none)), truth)
+    assert adjusted_rand_score(truth, book.assign(Descriptors(points, none), np.arange(4)).classes) == 1
+
+
+def nested_clouds():
+    """Two far groups: one of three clouds, one of two; which cloud, which group."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[0, 0], [0, 4], [4, 0], [100, 0], [100, 3]], float)
+    cloud = np.repeat(np.arange(5), [50, 60, 70, 40, 30])
+    return (centres[cloud] + rng.normal(0, 0.1, (250, 2))).astype(np.float32), cloud, (cloud > 2).astype(int)
+
+
+def test_the_tree_merges_what_is_near_first():
+    points, cloud, group = nested_clouds()
+    book = fit_codebook([Descriptors(points)], [(2, 1.0)], 5)
+    assert adjusted_rand_score(cloud, classes_of(book, points)) == 1
+    assert adjusted_rand_score(group, classes_of(book, points, 2)) == 1
+    assert set(classes_of(book, points, 1)) == {0}
+
+
+def test_a_class_keeps_its_id_at_every_number_of_classes():
+    points = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
+    book = fit_codebook([Descriptors(points)], [(4, 1.0)], 20)
+    finer = classes_of(book, points)
+    assert set(finer) == set(range(20))
+    for k in range(19, 0, -1):
+        labels = classes_of(book, points, k)
+        assert set(labels) == set(range(k))
+        moved = labels != finer
+        assert set(finer[moved]) == {k}
+        assert set(labels[moved]) == {book.parents[k]}
+        finer = labels
+
+
+def test_heights_are_the_variance_that_each_split_explains():
+    points, _, group = nested_clouds()
+    book = fit_codebook([Descriptors(points)], [(2, 1.0)], 5)
+    x = (points - book.mean) / book.scale
+    means = np.stack([x[group == g].mean(0) for g in (0, 1)])
+    explained = 1 - np.square(x - means[group]).sum() / np.square(x - x.mean(0)).sum()
+    assert book.heights[1] == pytest.approx(explained, rel=1e-4)
+    assert (np.diff(book.heights) <= 0).all()
+    assert 0.99 < book.heights[1:].sum() < 1
+
+
+def test_numbers_of_classes_that_there_are_not():
+    book = fit_codebook([Descriptors(clouds()[0])], [(5, 1.0)], 4)
+    for wrong in (0, 5):
+        with pytest.raises(SettingsError, match=f"expected 1 to 4 classes.* but got {wrong}"):
+            coarser(book.parents, wrong)
+
+
+def test_uncertainty_is_the_ratio_of_distances():
+    points = np.array([[0.0], [10.0], [0.0], [10.0]], np.float32)
+    book = fit_codebook([Descriptors(points)], [(1, 1.0)], 2)
+    _, uncertainty = book.assign(Descriptors(np.array([[0], [2], [4], [5], [-5]], np.float32)), np.arange(2))
+    np.testing.assert_allclose(uncertainty, [0, 0.25, 4 / 6, 1, 5 / 15], atol=1e-3)
+
+
+def test_assignment_goes_by_the_nearest_centre_of_any_member():
+    points, _, _ = nested_clouds()
+    book = fit_codebook([Descriptors(points)], [(2, 1.0)], 5)
+    together = np.array([7, 9, 7, 9, 9])
+    classes, _ = book.assign(Descriptors(points), together)
+    np.testing.assert_array_equal(classes, together[classes_of(book, points)])

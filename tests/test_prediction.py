@@ -1,30 +1,48 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from spwnet import prediction
-from spwnet.codebook import fit_codebook
-from spwnet.config import make_settings
-from spwnet.descriptors import handcrafted, kinds
+from spwnet.codebook import Descriptors, coarser, fit_codebook
+from spwnet.config import LabelSettings, make_settings
+from spwnet.descriptors import handmade
 from spwnet.graph import build_graph
 from spwnet.images import Image, open_images
 from spwnet.prediction import describe, predict, predict_all, prepare_image
-from spwnet.preparation import measure
-from spwnet.runs import TrainedModel, make_network
+from spwnet.preparation import measure, restore
+from spwnet.runs import TrainedModel, evidence_kinds, make_network
+from spwnet.superpixels import perceptual
 from tests.conftest import TINY, picture
+
+ARG_MAX = LabelSettings(mode="argmax_of_mean")
 
 
 def setting(**overrides):
     return make_settings(overrides={**TINY, **overrides})
 
 
+def graph_of(prepared, superpixels):
+    return None if superpixels is None else build_graph(superpixels, prepared.unit)
+
+
 def ready(settings, *images):
     normalisation = measure(images, settings.images)
-    network = make_network(settings, images[0].pixels.shape[-1]).eval()
+    network = make_network(settings, images[0].pixels.shape[-1]).eval() if settings.learns else None
     pairs = [prepare_image(image, settings, normalisation) for image in images]
     return TrainedModel(network, settings, normalisation, {}), pairs
+
+
+def labelled(settings):
+    """One picture, its superpixels, and a model with a codebook fitted on them."""
+    model, [(prepared, superpixels)] = ready(settings, Image(picture(0), "a", rgb=True))
+    graph = graph_of(prepared, superpixels)
+    descriptors = describe(model.network, prepared, graph, settings, "cpu")
+    codebook = fit_codebook([descriptors], evidence_kinds(settings, 3), settings.codebook.finest)
+    return replace(model, codebook=codebook), prepared, superpixels, graph, descriptors
 
 
 @pytest.mark.parametrize("shape", [(40, 52), (33, 70), (5, 90)])
@@ -32,8 +50,8 @@ def ready(settings, *images):
 def test_any_size_is_labelled_to_the_last_pixel(shape, method):
     settings = setting(**{"superpixels.method": method})
     model, [(prepared, superpixels)] = ready(settings, Image(picture(0, *shape), "a", rgb=True))
-    labels = predict(model.network, prepared, superpixels, "argmax_of_mean", "float32")
-    assert labels.shape == shape
+    labels, uncertainty = predict(model, prepared, graph_of(prepared, superpixels), ARG_MAX)
+    assert labels.shape == uncertainty.shape == shape
     assert labels.dtype == np.int32
     if superpixels is not None:
         for i in range(superpixels.count):
@@ -46,7 +64,10 @@ def test_dense_labels_are_the_arg_max_of_each_pixel():
     with torch.inference_mode():
         features = model.network.encode(torch.from_numpy(prepared.network).permute(2, 0, 1)[None])
     expected = features[0].argmax(0).numpy()
-    assert np.mean(predict(model.network, prepared, None, "argmax_of_mean", "float32") == expected) > 0.999
+    labels, uncertainty = predict(model, prepared, None, ARG_MAX)
+    assert np.mean(labels == expected) > 0.999
+    best = features[0].softmax(0).sort(0, descending=True).values
+    np.testing.assert_allclose(uncertainty, (best[1] / best[0]).numpy(), atol=1e-4)
 
 
 def test_user_superpixels_in_the_size_of_the_input_or_the_working_size():
@@ -96,29 +117,71 @@ def test_cleaning_is_applied():
     assert set(np.unique(found.labels)) == {0}
 
 
+@pytest.mark.parametrize("evidence", ["all", "handmade", "colour", "learned"])
 @pytest.mark.parametrize("method", ["slic", "none"])
-def test_codebook_labels_are_the_nearest_centres_of_the_descriptors(method):
-    settings = setting(**{"superpixels.method": method})
-    model, [(prepared, superpixels)] = ready(settings, Image(picture(0), "a", rgb=True))
-    descriptors = describe(model.network, prepared, superpixels, "float32")
-    assert descriptors.rows.shape == (
-        superpixels.count if superpixels else 40 * 52,
-        sum(kind.size for kind in kinds(4, 3)),
-    )
-    codebook = fit_codebook([descriptors], kinds(4, 3), 3)
-    labels = predict(model.network, prepared, superpixels, "codebook", "float32", codebook)
-    nodes = codebook.assign(descriptors)
-    expected = nodes[superpixels.labels] if superpixels else nodes.reshape(40, 52)
-    np.testing.assert_array_equal(labels, expected)
-    assert set(np.unique(labels)) == {0, 1, 2}
+def test_codebook_labels_are_the_nearest_centres_of_the_descriptors(method, evidence):
+    settings = setting(**{"superpixels.method": method, "codebook.evidence": evidence})
+    model, prepared, superpixels, graph, descriptors = labelled(settings)
+    assert (model.network is None) == (evidence in ("handmade", "colour"))
+    size = sum(kind.size for kind in evidence_kinds(settings, 3))
+    assert descriptors.rows.shape == (superpixels.count if superpixels else 40 * 52, size)
+    labels, uncertainty = predict(model, prepared, graph, settings.labels)
+    nodes, doubt = model.codebook.assign(descriptors, np.arange(4))
+    for image, rows in ((labels, nodes), (uncertainty, doubt)):
+        np.testing.assert_array_equal(image, rows[superpixels.labels] if superpixels else rows.reshape(40, 52))
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
 
 
 def test_descriptors_are_pooled_evidence():
-    settings = setting()
-    model, [(prepared, superpixels)] = ready(settings, Image(picture(0), "a", rgb=True))
-    assert superpixels is not None
-    rows, edges = describe(model.network, prepared, superpixels, "float32")
-    evidence = handcrafted(prepared.unit, rgb=True)
+    model, prepared, superpixels, _, (rows, edges) = labelled(setting())
+    with torch.inference_mode():
+        learned = model.network.describe(torch.from_numpy(prepared.network).permute(2, 0, 1)[None])[0]
+    image = torch.from_numpy(perceptual(prepared.unit, rgb=True)).permute(2, 0, 1)
+    evidence = torch.cat([learned, handmade(image)]).numpy()
     for i in (0, superpixels.count - 1):
-        np.testing.assert_allclose(rows[i, 4:], evidence[superpixels.labels == i].mean(0), rtol=1e-3, atol=1e-2)
+        expected = evidence[:, superpixels.labels == i].mean(1)
+        np.testing.assert_allclose(rows[i], expected, rtol=1e-3, atol=1e-2)
     np.testing.assert_array_equal(edges, build_graph(superpixels, prepared.unit).edges)
+
+
+def test_fewer_classes_are_a_lookup_in_the_tree():
+    settings = setting(**{"codebook.finest": 12})
+    model, prepared, _, graph, _ = labelled(settings)
+    finest, _ = predict(model, prepared, graph, settings.labels.model_copy(update={"classes": 12}))
+    assert len(np.unique(finest)) == 12
+    for k in (1, 2, 7):
+        labels, uncertainty = predict(model, prepared, graph, settings.labels.model_copy(update={"classes": k}))
+        np.testing.assert_array_equal(labels, coarser(model.codebook.parents, k)[finest])
+        assert (uncertainty.max() > 0) == (k > 1)
+
+
+def test_no_doubt_between_classes_that_are_merged():
+    settings = setting()
+    model, prepared, _, graph, _ = labelled(settings)
+    _, before = predict(model, prepared, graph, settings.labels)
+    merged, after = predict(model, prepared, graph, settings.labels.model_copy(update={"merge": ((1, 3),)}))
+    assert set(np.unique(merged)) == {0, 1, 2}
+    assert (after <= before).all()
+    assert after.mean() < before.mean()
+
+
+def test_uncertainty_comes_in_the_size_of_the_input():
+    settings = setting(**{"images.scale": 0.5, "images.margin": 3})
+    model, prepared, _, graph, _ = labelled(settings)
+    [found] = predict_all(model, open_images([picture(0)]), [0], settings.labels)
+    np.testing.assert_array_equal(
+        found.uncertainty, restore(predict(model, prepared, graph, settings.labels)[1], prepared.frame)
+    )
+
+
+def test_uncertain_superpixels_are_wrong_more_often():
+    """Of two noisy kinds of pixels, leaving out the uncertain leaves fewer errors."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1], 2000)
+    rows = (truth[:, None] * 2.0 + rng.normal(0, 1, (4000, 2))).astype(np.float32)
+    book = fit_codebook([Descriptors(rows)], [(2, 1.0)], 2)
+    classes, uncertainty = book.assign(Descriptors(rows), np.arange(2))
+    wrong = (classes != truth) if np.mean(classes != truth) < 0.5 else (classes == truth)
+    order = np.argsort(uncertainty)
+    kept = [wrong[order[: int(4000 * share)]].mean() for share in (1, 0.8, 0.5)]
+    assert kept[0] > 1.5 * kept[1] > 2 * kept[2]

@@ -9,8 +9,8 @@ from spwnet.config import make_settings
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
-from spwnet.report import MOST_ROWS, preview, reconstruct
-from spwnet.runs import make_network
+from spwnet.report import preview, reconstruct
+from spwnet.runs import TrainedModel, make_network
 from tests.conftest import TINY, picture
 
 
@@ -21,8 +21,9 @@ def test_reconstruction_is_in_the_range_of_the_image(normalise):
     normalisation = measure([image], settings.images)
     prepared, _ = prepare_image(image, settings, normalisation)
     network = make_network(settings, 3).eval()
+    model = TrainedModel(network, settings, normalisation, {})
     pixels = torch.from_numpy(prepared.network).permute(2, 0, 1)[None]
-    shown = reconstruct(network, pixels, normalisation, "float32")
+    shown = reconstruct(model, prepared)
     assert shown.shape == prepared.unit.shape
     assert 0 <= shown.min() <= shown.max() <= 1
     with torch.no_grad():
@@ -32,11 +33,12 @@ def test_reconstruction_is_in_the_range_of_the_image(normalise):
     np.testing.assert_allclose(shown, np.clip(raw, 0, 1), atol=1e-5)
 
 
-def test_preview_has_a_row_for_each_of_the_first_images():
+def test_preview_has_a_row_for_each_image_and_a_column_for_what_there_is():
     unit = picture(0).astype(np.float32) / 255
     labels = np.arange(40 * 52).reshape(40, 52) % 3
     one = preview([unit], [unit], [labels], palette(3))
-    many = preview([unit] * 9, [unit] * 9, [labels] * 9, palette(3))
+    many = preview([unit] * 4, [unit] * 4, [labels] * 4, palette(3))
+    untrained = preview([unit], None, [labels], palette(3))
     assert one.shape[1] == many.shape[1] > 3 * 52
-    assert many.shape[0] > 40 * MOST_ROWS
-    assert many.shape[0] < 40 * (MOST_ROWS + 1) + 100
+    assert 3 * 52 > untrained.shape[1] > 2 * 52
+    assert 40 * 5 + 100 > many.shape[0] > 40 * 4

@@ -9,6 +9,7 @@ import torch
 from spwnet import api, training
 from spwnet.config import make_settings
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
+from spwnet.graph import build_graph
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
@@ -28,7 +29,8 @@ def batch_of(settings, images=None):
     images = images or [Image(picture(seed), f"p{seed}", rgb=True) for seed in range(2)]
     normalisation = measure(images, settings.images)
     pairs = [prepare_image(image, settings, normalisation) for image in images]
-    return [set_up_image(prepared, regions, settings, CPU) for prepared, regions in pairs]
+    graphs = [None if regions is None else build_graph(regions, prepared.unit) for prepared, regions in pairs]
+    return [set_up_image(prepared, graph, settings, CPU) for (prepared, _), graph in zip(pairs, graphs, strict=True)]
 
 
 def states_equal(a, b):

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,13 @@ from spwnet import outputs, report
 from spwnet.classes import areas, palette
 from spwnet.codebook import fit_codebook
 from spwnet.config import Settings, flat
-from spwnet.descriptors import kinds
 from spwnet.devices import convolution_type, memory_format, pick_device
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
+from spwnet.graph import build_graph
 from spwnet.images import check_same_channels, fingerprint, frame_indices, label_image, open_images
 from spwnet.prediction import describe, predict, predict_all, prepare_image
 from spwnet.preparation import measure
-from spwnet.runs import Results, Run, TrainedModel, make_network
+from spwnet.runs import Results, Run, TrainedModel, evidence_kinds, make_network
 from spwnet.training import Progress, check_images, fit, set_up_image
 
 if TYPE_CHECKING:
@@ -31,14 +31,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from spwnet.codebook import Codebook
     from spwnet.config import LabelSettings
+    from spwnet.graph import RegionGraph
     from spwnet.images import ImageSource
-    from spwnet.model import WNet
     from spwnet.preparation import Normalisation, Prepared
     from spwnet.superpixels import Superpixels
-    from spwnet.training import TrainingImage
-
 
 logger = logging.getLogger(__name__)
 
@@ -107,37 +104,49 @@ def train(
             directory.create(overwrite=overwrite)
         directory.write({"finished": False, **data.info}, settings, data.normalisation)
 
-    network = make_network(settings, data.info["channels"]).to(target)
-    batch = [set_up_image(prepared, regions, settings, target) for prepared, regions in data.pairs]
-
-    def on_preview(done: int) -> None:
-        assert directory is not None
-        _write_preview(directory, done, network, data, batch, settings, _label(network, data, settings, None))
-
+    pairs = [
+        (prepared, None if regions is None else build_graph(regions, prepared.unit, target))
+        for prepared, regions in data.pairs
+    ]
     start = time.monotonic()
-    steps = settings.training.epochs * settings.training.batches
     with stoppable() as should_stop:
-        fit(
-            network,
-            batch,
-            settings,
-            run=directory,
-            resume=resume,
-            on_progress=on_progress,
-            on_preview=on_preview if directory is not None else None,
-            should_stop=should_stop,
-        )
-    data.info["seconds"] = round(time.monotonic() - start, 1)
-    codebook = _fit_codebook(network, data, settings) if settings.labels.mode == "codebook" else None
-    labels = _label(network, data, settings, codebook)
-    data.info["classes"] = _classes_in_use(labels, settings)
-    if directory is not None:
-        directory.save_model(network, codebook)
-        _write_preview(directory, steps, network, data, batch, settings, labels)
-        directory.write({"finished": True, **data.info}, settings, data.normalisation)
-        if should_stop():
-            raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
-    return TrainedModel(network, settings, data.normalisation, data.info, codebook)
+        network = None
+        if settings.learns:
+            network = make_network(settings, data.info["channels"]).to(target)
+            batch = [set_up_image(prepared, graph, settings, target) for prepared, graph in pairs]
+            untaught = TrainedModel(network, settings, data.normalisation, data.info, None, target)
+
+            def on_preview(done: int) -> None:
+                if directory is not None:
+                    _write_preview(directory, done, untaught, pairs)
+
+            fit(
+                network,
+                batch,
+                settings,
+                run=directory,
+                resume=resume,
+                on_progress=on_progress,
+                on_preview=on_preview if directory is not None else None,
+                should_stop=should_stop,
+            )
+        codebook = None
+        if settings.labels.mode == "codebook":
+            descriptors = [describe(network, *pair, settings, target) for pair in pairs]
+            evidence = evidence_kinds(settings, data.info["channels"])
+            codebook = fit_codebook(descriptors, evidence, settings.codebook.finest, settings.seed)
+        data.info["seconds"] = round(time.monotonic() - start, 1)
+        model = TrainedModel(network, settings, data.normalisation, data.info, codebook, target)
+        labels = [predict(model, *pair, settings.labels)[0] for pair in pairs]
+        data.info["classes"] = _classes_in_use(labels, model)
+        if directory is not None:
+            directory.save_model(network, codebook)
+            steps = settings.training.epochs * settings.training.batches
+            _write_preview(directory, steps if settings.learns else 0, model, pairs)
+            directory.write({"finished": True, **data.info}, settings, data.normalisation)
+            if should_stop():
+                raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
+    return model
 
 
 @dataclass
@@ -163,7 +172,8 @@ def _training_data(
         prepare_image(image, settings, normalisation, label_source(index))
         for image, index in zip(raw, chosen, strict=True)
     ]
-    check_images([prepared for prepared, _ in pairs], settings)
+    if settings.learns:
+        check_images([prepared for prepared, _ in pairs], settings)
     described = []
     for image, (prepared, regions) in zip(raw, pairs, strict=True):
         height, width = prepared.unit.shape[:2]
@@ -181,52 +191,31 @@ def _training_data(
     return _TrainingData(pairs, normalisation, {"channels": channels, "images": described})
 
 
-def _fit_codebook(network: WNet, data: _TrainingData, settings: Settings) -> Codebook:
-    """Fit the class centres on the superpixels, or pixels, of the training images."""
-    descriptors = [describe(network, *pair, settings.training.precision) for pair in data.pairs]
-    evidence = kinds(settings.model.ch_mul, data.info["channels"])
-    return fit_codebook(descriptors, evidence, settings.labels.classes, settings.seed)
-
-
-def _label(
-    network: WNet, data: _TrainingData, settings: Settings, codebook: Codebook | None
-) -> list[NDArray[np.int32]]:
-    """Label the training images in their working size."""
-    mode, precision = settings.labels.mode, settings.training.precision
-    return [predict(network, *pair, mode, precision, codebook) for pair in data.pairs]
-
-
 def _write_preview(
-    directory: Run,
-    done: int,
-    network: WNet,
-    data: _TrainingData,
-    batch: Sequence[TrainingImage],
-    settings: Settings,
-    labels: Sequence[NDArray[np.int32]],
+    directory: Run, done: int, model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]
 ) -> None:
-    """Write input, reconstruction and labels of the first few training images."""
-    few = slice(report.MOST_ROWS)
-    precision = settings.training.precision
+    """Write input, reconstruction, if there is one, and labels of the first few training images."""
+    few = pairs[: report.MOST_ROWS]
     picture = report.preview(
-        [prepared.unit for prepared, _ in data.pairs[few]],
-        [report.reconstruct(network, image.pixels, data.normalisation, precision) for image in batch[few]],
-        labels[few],
-        palette(max(settings.n_classes, settings.model.classes)),
+        [prepared.unit for prepared, _ in few],
+        None if model.network is None else [report.reconstruct(model, prepared) for prepared, _ in few],
+        [predict(model, *pair, model.settings.labels)[0] for pair in few],
+        palette(max(model.settings.most_classes, model.settings.model.classes)),
     )
     outputs.write_picture(directory.preview(done), picture)
 
 
-def _classes_in_use(labels: Sequence[NDArray[np.int32]], settings: Settings) -> dict[str, int]:
+def _classes_in_use(labels: Sequence[NDArray[np.int32]], model: TrainedModel) -> dict[str, int]:
     """Count the working pixels of each class that is left on the training images; warn if hardly any is."""
-    counts = np.sum([areas(found, settings.n_classes) for found in labels], axis=0)
+    n_classes = model.n_classes()
+    counts = np.sum([areas(found, n_classes) for found in labels], axis=0)
     used = {str(k): int(n) for k, n in enumerate(counts) if n}
-    if len(used) < FEW_CLASSES:
+    if len(used) < min(FEW_CLASSES, n_classes):
         logger.warning(
             "only %d of %d classes are left on the training images: the training collapsed. Try another `seed`, "
             "a lower `losses.continuity`, or a higher `losses.image`.",
             len(used),
-            settings.n_classes,
+            n_classes,
         )
     return used
 
@@ -239,9 +228,10 @@ def load(run: str | Path, *, device: str = "auto") -> TrainedModel:
     RunError
         If it is not a finished run, is damaged, or is of a newer format.
     """
-    model = Run(run).load()
-    model.network.to(pick_device(device), memory_format=memory_format(2))  # type: ignore[call-overload]
-    return model
+    model, target = Run(run).load(), pick_device(device)
+    if model.network is not None:
+        model.network.to(target, memory_format=memory_format(2))  # type: ignore[call-overload]
+    return replace(model, device=target)
 
 
 @dataclass(frozen=True)
@@ -258,12 +248,15 @@ class Segmentation:
         Pixels of each class in each image.
     folder : Path or None
         Where labels, overlays and ``segmentation.json`` were written.
+    uncertainty : list of (H, W) float32 arrays in 0…1
+        How near the next class comes at each pixel: 0 is sure, 1 undecided. Empty if not asked for, or written.
     """
 
     names: tuple[str, ...]
     labels: list[NDArray[np.int32]]
     areas: dict[str, dict[int, int]]
     folder: Path | None = None
+    uncertainty: list[NDArray[np.float32]] = field(default_factory=list)
 
 
 def segment(
@@ -276,6 +269,7 @@ def segment(
     labels: LabelSettings | None = None,
     suffix: str = ".png",
     overlays: bool = True,
+    uncertainty: bool = False,
     device: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
@@ -300,6 +294,8 @@ def segment(
         ".png" or ".tif".
     overlays : bool
         Write the overlays, too.
+    uncertainty : bool
+        Return, or write to ``uncertainty/``, how near the next class comes at each pixel, too.
     device : str
         Where a model from a run directory is loaded to; a `TrainedModel` stays where it is.
     overwrite, resume : bool
@@ -321,12 +317,18 @@ def segment(
     if not isinstance(model, TrainedModel):
         model = load(model, device=device)
     cleaning = labels or model.settings.labels
-    n_classes = model.settings.model_copy(update={"labels": cleaning}).n_classes
     if cleaning.mode == "codebook" and model.codebook is None:
         raise SettingsError(
             "expected a model trained with `labels.mode = 'codebook'` to label by codebook, but this one has none; "
             "use 'argmax_of_mean' or 'max_count_of_argmax'"
         )
+    if cleaning.mode != "codebook" and model.network is None:
+        raise SettingsError(
+            f"expected a model with a network to label by {cleaning.mode!r}, but this one was made without training; "
+            "use `labels.mode = 'codebook'`, or train with `codebook.evidence = 'all'`"
+        )
+    model.members(cleaning)
+    n_classes = model.n_classes(cleaning)
     outputs.label_dtype(n_classes, suffix)
     source = open_images(images, model.settings.images.axes)
     chosen = frame_indices(source, "all" if frames is None else frames)
@@ -347,12 +349,14 @@ def segment(
             n_classes=n_classes,
             suffix=suffix,
             overlays=overlays,
+            uncertainty=uncertainty,
             overwrite=overwrite,
             resume=resume,
         )
     todo = [index for index in chosen if writer is None or not _is_written(writer, source, index)]
 
     found: list[NDArray[np.int32]] = []
+    doubts: list[NDArray[np.float32]] = []
     counts: dict[str, dict[int, int]] = {}
     if writer is not None:
         counts = {name: {int(k): n for k, n in entry["areas"].items()} for name, entry in writer.done.items()}
@@ -364,10 +368,9 @@ def segment(
             counts[prediction.name] = {k: n for k, n in enumerate(areas(prediction.labels, n_classes)) if n}
             if writer is None:
                 found.append(prediction.labels)
+                doubts += [prediction.uncertainty] if uncertainty else []
             else:
-                picture, stride = prediction.picture, prediction.stride
-                entry = {"sha256": prediction.sha256, "areas": counts[prediction.name]}
-                writer.write(prediction.name, prediction.labels, entry, picture, stride)
+                writer.write(prediction, counts[prediction.name])
             left = (time.monotonic() - start) / done * (len(todo) - done)
             on_progress(Progress("segment", done, len(todo), left, {}))
             if done < len(todo) and should_stop():
@@ -378,7 +381,7 @@ def segment(
     counts = {name: counts[name] for name in names}
     if writer is not None:
         writer.finish()
-    return Segmentation(names, found, counts, None if writer is None else writer.folder)
+    return Segmentation(names, found, counts, None if writer is None else writer.folder, doubts)
 
 
 def _is_written(writer: Results, source: ImageSource, index: int) -> bool:
@@ -396,6 +399,7 @@ def run(
     superpixels: Any = None,
     suffix: str = ".png",
     overlays: bool = True,
+    uncertainty: bool = False,
     device: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
@@ -413,7 +417,7 @@ def run(
     output : path
     frames : sequence of int or "all", optional
         Frame numbers to train on.
-    suffix, overlays
+    suffix, overlays, uncertainty
         As in `segment`.
 
     Returns
@@ -428,8 +432,9 @@ def run(
     places: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
     model = train(source, folder / "run", settings=settings, frames=frames, superpixels=superpixels, **places)
     segmented = segment(
-        model, source, folder / "segmentation", superpixels=superpixels, suffix=suffix, overlays=overlays, **places
-    )
+        model, source, folder / "segmentation", superpixels=superpixels, suffix=suffix, overlays=overlays,
+        uncertainty=uncertainty, **places,
+    )  # fmt: skip
     return model, segmented
 
 

@@ -105,7 +105,7 @@ def train(
             _inputs(images), run, settings=settings, frames=_frames(frames), device=device,
             overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
-    _say(f"{len(model.info['classes'])} of {settings.n_classes} classes in use, {model.info['seconds']} s")
+    _say(f"{len(model.info['classes'])} of {model.n_classes()} classes in use, {model.info['seconds']} s")
     _say(f"run: {run}, previews: {run / 'previews'}")
 
 
@@ -178,7 +178,7 @@ def run_both(
         )  # fmt: skip
     _say(
         f"trained on {len(model.info['images'])} images in {model.info['seconds']} s, "
-        f"{len(model.info['classes'])} of {settings.n_classes} classes in use"
+        f"{len(model.info['classes'])} of {model.n_classes()} classes in use"
     )
     _say(f"{len(result.names)} images segmented: {result.folder}")
 

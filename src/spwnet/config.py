@@ -146,14 +146,24 @@ class TrainingSettings(_Section):
 
     images: int = Field(4, ge=1)
     """Training images, spread evenly over those given, unless the call names its frames."""
-    epochs: int = Field(10, ge=1)
-    """Epochs; previews and checkpoints come at their ends."""
+    epochs: int = Field(10, ge=0)
+    """Epochs; previews and checkpoints come at their ends. With 0 the network stays as it is drawn."""
     batches: int = Field(10, ge=1)
     """Mini-batches, and so optimiser steps, in one epoch."""
     learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False)
     """Learning rate of Adam."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the convolutions; "auto" takes bfloat16 where the processor has it."""
+
+
+class CodebookSettings(_Section):
+    """Class centres, fitted on the training images."""
+
+    evidence: Literal["all", "handmade", "colour", "learned"] = "all"
+    """What the codebook describes superpixels by: what the network learned and hand-made colour and texture, one of
+    the two, or colour alone. Hand-made evidence and colour need no network and no training."""
+    finest: int = Field(64, ge=1, le=4096)
+    """Class centres that are fitted in training: the most classes that can be chosen afterwards."""
 
 
 class Reassign(_Section):
@@ -171,10 +181,11 @@ class LabelSettings(_Section):
     """From features to classes, and their cleaning, in working pixels and in this order."""
 
     mode: Literal["codebook", "argmax_of_mean", "max_count_of_argmax"] = "codebook"
-    """A superpixel's label: the nearest of class centres fitted on the training images (learned features and colour),
-    the arg max of its mean features, or the majority of its pixels' arg max."""
-    classes: int = Field(32, ge=1, le=2**24)
-    """Class centres of the codebook; the other two modes have `model.classes`."""
+    """A superpixel's label: the nearest of class centres fitted on the training images, the arg max of its mean
+    features, or the majority of its pixels' arg max."""
+    classes: Annotated[int, Field(ge=1, le=2**24)] | Literal["auto"] = "auto"
+    """Classes to tell apart, by the codebook's tree of merges; "auto": the fewest that leave hardly more unexplained
+    than the finest do. The other two modes have `model.classes`."""
     merge: tuple[tuple[int, ...], ...] = ()
     """Groups of classes that are one; each takes the smallest id of its group."""
     fill_holes: int = Field(0, ge=0)
@@ -210,12 +221,18 @@ class Settings(_Section):
     model: ModelSettings = ModelSettings()
     losses: LossSettings = LossSettings()
     training: TrainingSettings = TrainingSettings()
+    codebook: CodebookSettings = CodebookSettings()
     labels: LabelSettings = LabelSettings()
 
     @property
-    def n_classes(self) -> int:
-        """Number of classes that labels are of: ids are below it."""
-        return self.labels.classes if self.labels.mode == "codebook" else self.model.classes
+    def most_classes(self) -> int:
+        """Classes that labels can be of at most: ids are below it."""
+        return self.codebook.finest if self.labels.mode == "codebook" else self.model.classes
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a network to train."""
+        return self.labels.mode != "codebook" or self.codebook.evidence in ("all", "learned")
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -239,15 +256,22 @@ class Settings(_Section):
             )
         ids = [k for group in self.labels.merge for k in group]
         ids += [k for entry in self.labels.reassign for k in (entry.source, entry.to)]
-        beyond = [k for k in ids if k >= self.n_classes]
+        beyond = [k for k in ids if k >= self.most_classes]
         if beyond:
-            raise ValueError(f"expected class ids below {self.n_classes} under `labels`, but got {beyond[0]}")
+            raise ValueError(f"expected class ids below {self.most_classes} under `labels`, but got {beyond[0]}")
+        classes = self.labels.classes
+        if self.labels.mode == "codebook" and classes != "auto" and classes > self.codebook.finest:
+            raise ValueError(
+                f"expected at most `codebook.finest = {self.codebook.finest}` classes, but got {classes}; "
+                "raise `codebook.finest` for more"
+            )
         return self
 
 
 # The published merges ({0, 1, 3} and {0, 6, 13, 25}) name classes of one trained network each: no preset can hold them.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    "instant": {"codebook": {"evidence": "handmade"}},
     "published-cheetah": {
         "seed": 84,
         "images": {"margin": 10, "scale": 1 / 3, "unsharp_radius": 5.0, "unsharp_amount": 1.0, "normalise": "range"},

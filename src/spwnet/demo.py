@@ -64,11 +64,11 @@ def demo(
     rest = [i for i in range(len(labels)) if i not in training]
     mean, iou = metrics.mean_iou(metrics.pooled([tables[i] for i in rest]), names)
 
-    lookup = np.array([names.get(k, len(data.class_names)) for k in range(model.settings.n_classes)])
+    lookup = np.array([names.get(k, len(data.class_names)) for k in range(model.n_classes())])
     rows = []
     for i in (rest[0], rest[len(rest) // 2], rest[-1]):
         display = to_display(to_unit(data.images[i], model.normalisation))
-        drawn = [outputs.overlay(display, k, palette(model.settings.n_classes))
+        drawn = [outputs.overlay(display, k, palette(model.n_classes()))
                  for k in (labels[i], lookup[labels[i]], data.truth[i])]  # fmt: skip
         rows.append([display, *drawn])
     picture = outputs.grid(rows, captions=["input", "classes found", "named", "truth"])

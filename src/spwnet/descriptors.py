@@ -1,19 +1,20 @@
-"""Hand-crafted evidence at every pixel: colour, colour around it, and local contrast at several scales."""
+"""Hand-made evidence at every pixel: colour, contrast, texture and orientation at several scales."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import NamedTuple
 
-import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
-from spwnet.superpixels import perceptual
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-SURROUNDING = 4.0
-"""Standard deviation of the Gaussian that colour is smoothed by, in working pixels."""
-CONTRAST_SCALES = (2.0, 4.0, 8.0)
+WIDE = 32.0
+"""Standard deviation of the surroundings that lightness is compared with, in working pixels."""
+REDUCE_FROM = 6.0
+"""Gaussians wider than this are taken on a smaller image."""
+TRUNCATE = 3.0
+"""Gaussians end after so many standard deviations."""
 FAINT = 1.0
 """Contrast, on the scale 0…100, below which differences hardly count."""
 
@@ -26,42 +27,134 @@ class Kind(NamedTuple):
 
 
 LEARNED_WEIGHT = 0.5
-"""Of the network's last hidden layer, against 1 for colour."""
+"""Of what the network learned, against the weights of the hand-made groups."""
+
+GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
+    "colour": (("colour",), 0.6),
+    "smooth": (("smooth 2", "smooth 4"), 0.8),
+    "local": (("local", "local 4"), 0.5),
+    "energy": (("energy 0", "energy 1", "energy 2", "energy 4"), 0.7),
+    "band": (("band 1", "band 2", "band 4", "band 8"), 0.4),
+    "orientation": (("orientation 4", "orientation 8"), 0.5),
+}
+"""Kinds of evidence by group, and the weight of the group; its kinds share it."""
 
 
-def kinds(learned: int, channels: int) -> list[Kind]:
-    """Return the kinds of evidence in a descriptor, in order: learned, then those of `handcrafted`."""
-    contrasts = [Kind(channels, 0.3) for _ in CONTRAST_SCALES]
-    return [Kind(learned, LEARNED_WEIGHT), Kind(channels, 1.0), Kind(channels, 0.7), *contrasts]
-
-
-def handcrafted(unit: NDArray[np.float32], *, rgb: bool) -> NDArray[np.float32]:
-    """Compute hand-crafted evidence of a prepared image.
+def kinds(evidence: str, channels: int, learned: int, ndim: int = 2) -> list[Kind]:
+    """Return the kinds of evidence in a descriptor, in order.
 
     Parameters
     ----------
-    unit : (*spatial, C) float32 array
-        Range 0…1.
-    rgb : bool
-        Whether the channels are red, green and blue.
+    evidence : str
+        "all", "handmade", "colour" or "learned".
+    channels : int
+        Channels C of the images.
+    learned : int
+        Values that the network adds.
+    ndim : int
+        Number of spatial dimensions, 2 or 3.
+    """
+    if evidence == "colour":
+        return [Kind(channels, 1.0)]
+    network = [Kind(learned, LEARNED_WEIGHT)]
+    if evidence == "learned":
+        return network
+    orientations = ndim * (ndim + 1) // 2 - 1
+    filters = [
+        Kind(orientations if group == "orientation" else channels, weight / math.sqrt(len(names)))
+        for group, (names, weight) in GROUPS.items()
+        for name in names
+    ]
+    return filters if evidence == "handmade" else [*network, *filters]
+
+
+def handmade(perceptual: Tensor) -> Tensor:
+    r"""Compute hand-made evidence of an image.
+
+    With :math:`G_s` the image blurred by a Gaussian of standard deviation s: colour is :math:`G_0`, smooth
+    :math:`G_2, G_4`; local is lightness against its surroundings, :math:`(G_0 - G_{32}) / \sigma_{32}`; energy is
+    :math:`\log(1 + \mathrm{rms}(G_a - G_b))` and band :math:`G_a - G_b` itself, for b the next larger of
+    0, 1, 2, 4, 8, 16; orientation is the traceless part of the structure tensor [1]_ over the root of its trace.
+
+    Parameters
+    ----------
+    perceptual : (C, *spatial) float32 tensor
+        CIELAB, or channels in 0…100.
 
     Returns
     -------
-    (*spatial, 5·C) float32 array
-        CIELAB (or the channels in 0…100); the same smoothed; the logarithm of the local standard deviation
-        at three scales.
+    (D, *spatial) float32 tensor
+        On the device of the input; D is the sizes of the kinds "handmade" added up.
+
+    References
+    ----------
+    .. [1] J. Bigün, G. H. Granlund, Optimal orientation detection of linear symmetry, ICCV 1987.
     """
-    colour = perceptual(unit, rgb=rgb)
-    square = np.square(colour)
-    evidence = [colour, _smoothed(colour, SURROUNDING)]
-    for scale in CONTRAST_SCALES:
-        variance = _smoothed(square, scale) - np.square(_smoothed(colour, scale))
-        evidence.append(np.log(np.sqrt(np.maximum(variance, 0)) + np.float32(FAINT)))
-    return np.concatenate(evidence, axis=-1)
+    image = perceptual
+    blurred = {0: image, **{s: gaussian(image, s) for s in (1, 2, 4, 8, 16)}}
+    around = gaussian(image, WIDE)
+    spread = torch.sqrt(gaussian((image - around).square(), WIDE).clamp(min=0) + 1)
+    bands = {a: blurred[a] - blurred[b] for a, b in ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16))}
+    maps = {
+        "colour": image,
+        "smooth 2": blurred[2],
+        "smooth 4": blurred[4],
+        "local": (image - around) / spread,
+        "local 4": (blurred[4] - around) / spread,
+        **{f"band {a}": band for a, band in bands.items()},
+        **{f"energy {a}": _energy(bands[a], max(4 * a, 3)) for a in (0, 1, 2, 4)},
+        **{f"orientation {s}": _orientation(blurred[1][:1], s) for s in (4, 8)},
+    }
+    return torch.cat([maps[name] for names, _ in GROUPS.values() for name in names])
 
 
-def _smoothed(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    from scipy.ndimage import gaussian_filter
+def _energy(band: Tensor, sigma: float) -> Tensor:
+    power = gaussian(band.square(), sigma).clamp(min=0)
+    return torch.log(FAINT + torch.sqrt(power + 1e-6))
 
-    smoothed: NDArray[np.float32] = gaussian_filter(image, (*[sigma] * (image.ndim - 1), 0), truncate=3)
-    return smoothed
+
+def _orientation(lightness: Tensor, sigma: float) -> Tensor:
+    """Traceless part of the structure tensor, whose length is the contrast along the direction: (d, *spatial)."""
+    ndim = lightness.ndim - 1
+    slopes = [_slope(lightness, axis) for axis in range(1, ndim + 1)]
+    products = [slopes[i] * slopes[i] for i in range(ndim)]
+    products += [slopes[i] * slopes[j] for i in range(ndim) for j in range(i + 1, ndim)]
+    tensor = gaussian(torch.cat(products), sigma)
+    diagonal, off = tensor[:ndim], tensor[ndim:]
+    contrast = torch.sqrt(diagonal.sum(0, keepdim=True).clamp(min=0) + 1e-3)
+    return torch.cat([diagonal[1:] - diagonal[:-1], 2 * off]) / contrast
+
+
+def _slope(image: Tensor, axis: int) -> Tensor:
+    """Central differences; 0 across a border."""
+    length = image.shape[axis]
+    slope = torch.zeros_like(image)
+    if length > 2:
+        inner = image.narrow(axis, 2, length - 2) - image.narrow(axis, 0, length - 2)
+        slope.narrow(axis, 1, length - 2).copy_(inner / 2)
+    return slope
+
+
+def gaussian(image: Tensor, sigma: float) -> Tensor:
+    """Blur (C, *spatial) by a Gaussian of standard deviation `sigma` in pixels, mirrored at the borders."""
+    if sigma > REDUCE_FROM:
+        factor = 2 ** math.floor(math.log2(sigma / 3))
+        size = [max(1, round(n / factor)) for n in image.shape[1:]]
+        small = functional.interpolate(image[None], size=size, mode="area")[0]
+        mode = "bilinear" if len(size) == 2 else "trilinear"
+        wide = gaussian(small, sigma / factor)
+        return functional.interpolate(wide[None], size=image.shape[1:], mode=mode, align_corners=False)[0]
+    radius = int(TRUNCATE * sigma + 0.5)
+    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(radius + 1)]
+    total = weights[0] + 2 * sum(weights[1:])
+    for axis in range(1, image.ndim):
+        length = image.shape[axis]
+        # Positions that mirror the image, however small: … 2 1 0 | 0 1 2 … n−1 | n−1 n−2 …
+        period = torch.arange(-radius, length + radius, device=image.device) % (2 * length)
+        padded = image.index_select(axis, torch.minimum(period, 2 * length - 1 - period))
+        image = padded.narrow(axis, radius, length) * (weights[0] / total)
+        # In-place sums of shifted views: several times faster than a depthwise convolution on a CPU.
+        for k in range(1, radius + 1):
+            image.add_(padded.narrow(axis, radius - k, length), alpha=weights[k] / total)
+            image.add_(padded.narrow(axis, radius + k, length), alpha=weights[k] / total)
+    return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -78,16 +79,30 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
+_lock = threading.Lock()
+_depth = 0
+_before: tuple[bool, bool, bool] = (False, False, False)
+
+
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Make one seed give one result: on GPUs some sums otherwise depend on the order of threads."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
+    """Make one seed give one result: on GPUs some sums otherwise depend on the order of threads.
+
+    The switches are the process's: the first to enter sets them, the last to leave sets them back.
+    """
+    global _depth, _before
+    with _lock:
+        if _depth == 0:
+            warned = torch.is_deterministic_algorithms_warn_only_enabled()
+            _before = (torch.are_deterministic_algorithms_enabled(), warned, torch.backends.cudnn.benchmark)
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
+        _depth += 1
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.backends.cudnn.benchmark = benchmark
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                torch.use_deterministic_algorithms(_before[0], warn_only=_before[1])
+                torch.backends.cudnn.benchmark = _before[2]

@@ -3,58 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from spwnet.classes import clean
-from spwnet.codebook import Codebook, Descriptors
-from spwnet.descriptors import handcrafted
+from spwnet.codebook import Descriptors
+from spwnet.descriptors import handmade
 from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
 from spwnet.preparation import Prepared, prepare, restore, to_display, to_unit
-from spwnet.superpixels import Superpixels, make_superpixels
+from spwnet.runs import Prediction, TrainedModel
+from spwnet.superpixels import Superpixels, make_superpixels, perceptual
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
     from spwnet.config import LabelSettings, Settings
+    from spwnet.graph import RegionGraph
     from spwnet.images import Image, ImageSource
     from spwnet.model import WNet
     from spwnet.preparation import Normalisation
-    from spwnet.runs import TrainedModel
 
 MOST_PICTURE_PIXELS = 1_000_000
 """Pictures of larger images are thinned."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Labels of one image.
-
-    Attributes
-    ----------
-    name : str
-    labels : (H, W) int32 array
-        Class of each pixel, in the size of the input.
-    picture : (h, w, 3) uint8 array or None
-        Every `stride`-th pixel of the input, to draw the classes over.
-    stride : int
-    sha256 : str
-        Fingerprint of the input.
-    """
-
-    name: str
-    labels: NDArray[np.int32]
-    picture: NDArray[np.uint8] | None
-    stride: int
-    sha256: str
+MOST_WORKERS = 8
+"""Images in work at a time, at most; each takes a few hundred bytes a working pixel."""
 
 
 def prepare_image(
@@ -78,111 +59,126 @@ def prepare_image(
 
 @deterministic()
 @torch.inference_mode()
-def predict(
-    network: WNet,
-    prepared: Prepared,
-    superpixels: Superpixels | None,
-    mode: str = "argmax_of_mean",
-    precision: str = "auto",
-    codebook: Codebook | None = None,
-) -> NDArray[np.int32]:
-    """Label one prepared image in its working size.
-
-    Parameters
-    ----------
-    network : WNet
-        In evaluation mode.
-    prepared : Prepared
-    superpixels : Superpixels or None
-        None labels each pixel on its own.
-    mode : str
-        "codebook", "argmax_of_mean" or "max_count_of_argmax".
-    precision : str
-        Arithmetic of the convolutions, as in the settings.
-    codebook : Codebook, optional
-        For the mode "codebook"; while there is none, in training, that is the arg max of the mean.
-
-    Returns
-    -------
-    (h, w) int32 array of class ids
-    """
-    if mode == "codebook" and codebook is not None:
-        nodes = codebook.assign(describe(network, prepared, superpixels, precision))
-        shape = prepared.unit.shape[:-1]
-        return nodes.reshape(shape) if superpixels is None else nodes[superpixels.labels]
-    pixels = to_tensor(prepared.network, next(network.parameters()).device)
-    with arithmetic(pixels.device, convolution_type(precision, pixels.device)):
-        features = network.encode(pixels)[0]
-    if superpixels is None:
-        labels = features.argmax(0)
-    else:
-        graph = build_graph(superpixels, prepared.unit, pixels.device)
-        labels = graph.node_labels(features, graph.pool(features), mode)[graph.labels].reshape(features.shape[1:])
-    return labels.cpu().numpy().astype(np.int32)
-
-
-@deterministic()
-@torch.inference_mode()
 def describe(
-    network: WNet, prepared: Prepared, superpixels: Superpixels | None, precision: str = "auto"
+    network: WNet | None,
+    prepared: Prepared,
+    graph: RegionGraph | None,
+    settings: Settings,
+    device: torch.device | str,
 ) -> Descriptors:
-    """Describe each superpixel by the encoder's last hidden layer and by hand-crafted evidence, averaged over it.
+    """Describe each superpixel by what the settings take as evidence, averaged over it.
 
     Parameters
     ----------
-    network : WNet
-        In evaluation mode.
+    network : WNet or None
+        In evaluation mode, on the device; for learned evidence.
     prepared : Prepared
-    superpixels : Superpixels or None
+    graph : RegionGraph or None
         None describes each pixel.
-    precision : str
-        Arithmetic of the convolutions, as in the settings.
+    settings : Settings
+    device : torch device
 
     Returns
     -------
     Descriptors
-        Rows of D values, the sizes of `descriptors.kinds` added up; without superpixels one for each pixel.
+        Rows of D values, the sizes of `evidence_kinds` added up; without superpixels one for each pixel.
     """
-    pixels = to_tensor(prepared.network, next(network.parameters()).device)
-    with arithmetic(pixels.device, convolution_type(precision, pixels.device)):
-        hidden = network.describe(pixels)[0]
-    evidence = torch.cat([hidden, to_tensor(handcrafted(prepared.unit, rgb=prepared.rgb), pixels.device)[0]])
-    if superpixels is None:
-        return Descriptors(evidence.flatten(1).T.cpu().numpy())
-    graph = build_graph(superpixels, prepared.unit, pixels.device)
-    return Descriptors(graph.pool(evidence).cpu().numpy(), graph.edges.cpu().numpy())
+    device = torch.device(device)
+    evidence = settings.codebook.evidence
+    maps = []
+    if network is not None and settings.learns:
+        pixels = to_tensor(prepared.network, device)
+        with arithmetic(device, convolution_type(settings.training.precision, device)):
+            maps.append(network.describe(pixels)[0])
+    if evidence != "learned":
+        image = to_tensor(perceptual(prepared.unit, rgb=prepared.rgb), device)[0].contiguous()
+        maps.append(image if evidence == "colour" else handmade(image))
+    if graph is None:
+        return Descriptors(torch.cat(maps).flatten(1).T.contiguous().cpu().numpy())
+    pooled = torch.cat([graph.pool(part) for part in maps], dim=1)
+    return Descriptors(pooled.cpu().numpy(), graph.edges.cpu().numpy())
+
+
+@deterministic()
+@torch.inference_mode()
+def predict(
+    model: TrainedModel, prepared: Prepared, graph: RegionGraph | None, labels: LabelSettings
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Label one prepared image in its working size.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        Its network in evaluation mode. While it has no codebook, in training, the mode "codebook" is the arg max.
+    prepared : Prepared
+    graph : RegionGraph or None
+        None labels each pixel on its own.
+    labels : LabelSettings
+        Mode, number of classes and merges; no cleaning.
+
+    Returns
+    -------
+    classes : (h, w) int32 array
+    uncertainty : (h, w) float32 array in 0…1
+        How near the next class comes: the ratio of the distances to the nearest centres of the class and of the next,
+        or of the probabilities of the next class and of the class.
+    """
+    shape = prepared.unit.shape[:-1]
+    members = model.members(labels)
+    if labels.mode == "codebook" and model.codebook is not None:
+        descriptors = describe(model.network, prepared, graph, model.settings, model.device)
+        classes, uncertainty = model.codebook.assign(descriptors, members)
+        if graph is None:
+            return classes.reshape(shape), uncertainty.reshape(shape)
+        nodes = graph.labels.cpu().numpy()
+        return classes[nodes].reshape(shape), uncertainty[nodes].reshape(shape)
+    assert model.network is not None
+    pixels = to_tensor(prepared.network, model.device)
+    with arithmetic(model.device, convolution_type(model.settings.training.precision, model.device)):
+        features = model.network.encode(pixels)[0]
+    rows = features.flatten(1).T if graph is None else graph.pool(features)
+    best = rows.softmax(1).topk(2, dim=1)
+    found, doubt = best.indices[:, 0], best.values[:, 1] / best.values[:, 0]
+    if graph is not None:
+        found, doubt = graph.node_labels(features, rows, labels.mode)[graph.labels], doubt[graph.labels]
+    return members[found.cpu().numpy()].reshape(shape).astype(np.int32), doubt.cpu().numpy().reshape(shape)
 
 
 def predict_all(
     model: TrainedModel,
     source: ImageSource,
     indices: Sequence[int],
-    cleaning: LabelSettings,
+    labels: LabelSettings,
     label_source: Callable[[int], NDArray[Any] | None] = lambda _: None,
     *,
     pictures: bool = False,
 ) -> Iterator[Prediction]:
-    """Label the images of a source, one after the other; the next is prepared while the network runs."""
+    """Label the images of a source in their order, a few at a time, each on one thread."""
     settings, normalisation = model.settings, model.normalisation
 
-    def load(index: int) -> tuple[Prepared, Superpixels | None, NDArray[np.uint8] | None, int, str]:
+    def work(index: int) -> Prediction:
         image = source[index]
         prepared, superpixels = prepare_image(image, settings, normalisation, label_source(index))
+        graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
         stride = math.ceil(math.sqrt(image.pixels[..., 0].size / MOST_PICTURE_PIXELS))
-        thinned = image.pixels[::stride, ::stride]
-        picture = to_display(to_unit(thinned, normalisation)) if pictures else None
-        return prepared, superpixels, picture, stride, fingerprint(image)
+        picture = to_display(to_unit(image.pixels[::stride, ::stride], normalisation)) if pictures else None
+        classes, uncertainty = predict(model, prepared, graph, labels)
+        cleaned = restore(clean(classes, labels), prepared.frame)
+        return Prediction(
+            prepared.name, cleaned, restore(uncertainty, prepared.frame), picture, stride, fingerprint(image)
+        )
 
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = [pool.submit(load, index) for index in indices[:1]]
-        for following in (*indices[1:], None):
-            if not upcoming:
-                return
-            prepared, superpixels, picture, stride, sha256 = upcoming.pop().result()
-            if following is not None:
-                upcoming.append(pool.submit(load, following))
-            raw = predict(
-                model.network, prepared, superpixels, cleaning.mode, settings.training.precision, model.codebook
-            )
-            labels = restore(clean(raw, cleaning), prepared.frame)
-            yield Prediction(prepared.name, labels, picture, stride, sha256)
+    threads = torch.get_num_threads()
+    workers = max(1, min(threads, len(indices), MOST_WORKERS))
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
+    waiting: deque[Future[Prediction]] = deque()
+    try:
+        for index in indices:
+            waiting.append(pool.submit(work, index))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

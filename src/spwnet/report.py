@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spwnet.devices import arithmetic, convolution_type
+from spwnet.devices import arithmetic, convolution_type, to_tensor
 from spwnet.outputs import grid, overlay
 from spwnet.preparation import to_display
 
@@ -15,30 +15,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from spwnet.model import WNet
-    from spwnet.preparation import Normalisation
+    from spwnet.preparation import Prepared
+    from spwnet.runs import TrainedModel
 
 MOST_ROWS = 4
 
 
 @torch.inference_mode()
-def reconstruct(network: WNet, pixels: Tensor, normalisation: Normalisation, precision: str) -> NDArray[np.float32]:
+def reconstruct(model: TrainedModel, prepared: Prepared) -> NDArray[np.float32]:
     """Return x̂ of one image as a (*spatial, C) array in the range 0…1.
 
     Parameters
     ----------
-    network : WNet
-        In evaluation mode.
-    pixels : (1, C, *spatial) tensor
-    normalisation : Normalisation
-    precision : str
-        Arithmetic of the convolutions.
+    model : TrainedModel
+        With a network, in evaluation mode.
+    prepared : Prepared
     """
-    with arithmetic(pixels.device, convolution_type(precision, pixels.device)):
-        _, output = network(pixels)
+    assert model.network is not None
+    with arithmetic(model.device, convolution_type(model.settings.training.precision, model.device)):
+        _, output = model.network(to_tensor(prepared.network, model.device))
     image = np.moveaxis(output[0].float().cpu().numpy(), 0, -1)
+    normalisation = model.normalisation
     if normalisation.standardise:
         image = image * np.array(normalisation.std, np.float32) + np.array(normalisation.mean, np.float32)
     clipped: NDArray[np.float32] = np.clip(image, 0, 1)
@@ -47,11 +45,11 @@ def reconstruct(network: WNet, pixels: Tensor, normalisation: Normalisation, pre
 
 def preview(
     units: Sequence[NDArray[np.float32]],
-    reconstructions: Sequence[NDArray[np.float32]],
+    reconstructions: Sequence[NDArray[np.float32]] | None,
     labels: Sequence[NDArray[Any]],
     colours: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
-    """One row for each of the first few training images: input, reconstruction, labels.
+    """One row for each training image: input, reconstruction if there is one, labels.
 
     Parameters
     ----------
@@ -61,7 +59,8 @@ def preview(
         Colour of each class.
     """
     rows = []
-    for unit, output, classes in list(zip(units, reconstructions, labels, strict=True))[:MOST_ROWS]:
+    for index, (unit, classes) in enumerate(zip(units, labels, strict=True)):
         display = to_display(unit)
-        rows.append([display, to_display(output), overlay(display, classes, colours)])
-    return grid(rows, captions=["input", "reconstruction", "classes"])
+        middle = [] if reconstructions is None else [to_display(reconstructions[index])]
+        rows.append([display, *middle, overlay(display, classes, colours)])
+    return grid(rows, captions=["input", *(["reconstruction"] if reconstructions is not None else []), "classes"])

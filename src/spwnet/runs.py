@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 
-from spwnet.classes import palette
-from spwnet.codebook import Codebook
+from spwnet.classes import merge_classes, palette
+from spwnet.codebook import Codebook, coarser
 from spwnet.config import Settings, parse_settings
-from spwnet.descriptors import kinds
+from spwnet.descriptors import Kind, kinds
 from spwnet.errors import OutputError, RunError, SettingsError
 from spwnet.model import WNet
 from spwnet.outputs import (
@@ -43,12 +44,13 @@ from spwnet.outputs import (
 from spwnet.preparation import Normalisation
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from spwnet.config import LabelSettings
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class TrainedModel:
 
     Attributes
     ----------
-    network : WNet
+    network : WNet or None
+        None where labels need none.
     settings : Settings
         The settings it was trained with.
     normalisation : Normalisation
@@ -66,24 +69,66 @@ class TrainedModel:
         The rest of ``run.json``: training images, provenance, time.
     codebook : Codebook or None
         Class centres, if labels are by codebook.
+    device : torch.device
+        Where images are segmented; the network is there.
     """
 
-    network: WNet
+    network: WNet | None
     settings: Settings
     normalisation: Normalisation
     info: dict[str, Any]
     codebook: Codebook | None = None
+    device: torch.device = CPU
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of weights and class centres: equal for equal models."""
         digest = hashlib.sha256()
-        for name, tensor in self.network.state_dict().items():
+        for name, tensor in (self.network.state_dict() if self.network is not None else {}).items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         if self.codebook is not None:
-            digest.update(self.codebook.centres.tobytes())
+            for array in self.codebook.tensors().values():
+                digest.update(array.tobytes())
         return digest.hexdigest()
+
+    def n_classes(self, labels: LabelSettings | None = None) -> int:
+        """Return how many classes labels are of, merges apart: ids are below it.
+
+        Parameters
+        ----------
+        labels : LabelSettings, optional
+            The settings' own if not given.
+
+        Raises
+        ------
+        SettingsError
+            If there are not so many.
+        """
+        labels = labels or self.settings.labels
+        if labels.mode != "codebook" or self.codebook is None:
+            return self.settings.model.classes
+        if labels.classes == "auto":
+            return self.codebook.suggested
+        # With fewer different superpixels than centres asked for, there are only as many.
+        few = labels.classes <= self.settings.codebook.finest
+        return min(labels.classes, self.codebook.finest) if few else labels.classes
+
+    def members(self, labels: LabelSettings) -> NDArray[np.int32]:
+        """Return the table from the finest classes to those of the settings, merges included."""
+        n_classes = self.n_classes(labels)
+        table = np.arange(n_classes, dtype=np.int32)
+        if labels.mode == "codebook" and self.codebook is not None:
+            table = coarser(self.codebook.parents, n_classes)
+        named = [k for group in labels.merge for k in group]
+        named += [k for rule in labels.reassign for k in (rule.source, rule.to)]
+        if max(named, default=0) >= n_classes:
+            raise SettingsError(
+                f"expected class ids below {n_classes}, the number of classes, but got {max(named)}; "
+                "give the number that these ids are of by `labels.classes`"
+            )
+        merged: NDArray[np.int32] = merge_classes(table[None], labels.merge)[0]
+        return merged
 
 
 def make_network(settings: Settings, channels: int) -> WNet:
@@ -164,8 +209,13 @@ class Run:
             raise RunError(f"expected a description of a run in {self.description}, but it has no format number")
         if info["format"] > RUN_FORMAT:
             raise RunError(
-                f"expected a run of format {RUN_FORMAT} or older at {self.folder}, but got format {info['format']}; "
+                f"expected a run of format {RUN_FORMAT} at {self.folder}, but got format {info['format']}; "
                 "update spwnet to read it"
+            )
+        if info["format"] < RUN_FORMAT:
+            raise RunError(
+                f"expected a run of format {RUN_FORMAT} at {self.folder}, but got format {info['format']}; "
+                "train the run again"
             )
         missing = [key for key in ("settings", "normalisation", "channels") if key not in info]
         if missing:
@@ -188,12 +238,13 @@ class Run:
         """Return the file of the preview after a step."""
         return self.previews / f"step_{step:06d}.png"
 
-    def save_model(self, network: WNet, codebook: Codebook | None) -> None:
-        """Write the network's weights and the class centres."""
+    def save_model(self, network: WNet | None, codebook: Codebook | None) -> None:
+        """Write the network's weights and the class centres, as far as there are any."""
         if codebook is not None:
             tensors = {name: torch.from_numpy(array) for name, array in codebook.tensors().items()}
             atomic_write(self.codebook, safetensors.torch.save(tensors))
-        atomic_write(self.weights, safetensors.torch.save(_on_cpu(network.state_dict())))
+        if network is not None:
+            atomic_write(self.weights, safetensors.torch.save(_on_cpu(network.state_dict())))
 
     def save_checkpoint(self, network: WNet, optimiser: torch.optim.Optimizer, step: int) -> None:
         """Write all that is needed to go on after `step`."""
@@ -236,23 +287,29 @@ class Run:
         channels = info["channels"]
         if not isinstance(channels, int) or not 1 <= channels <= 4096 or channels != len(normalisation.low):
             raise RunError(f"expected the number of channels in {self.description}, but got {channels!r}")
-        if not self.weights.exists():
+        if info.get("finished") is not True:
             raise RunError(
-                f"expected trained weights at {self.weights}, but there are none; "
-                "the training did not finish: go on with it by `--resume`"
+                f"expected a finished run at {self.folder}, but its training did not finish: "
+                "go on with it by `--resume`"
             )
-        tensors, _ = _read_tensors(self.weights)
-        with torch.device("meta"):
-            expected = make_network(settings, channels)
-        _check_weights(expected, tensors, self.weights)
-        network = make_network(settings, channels)
-        network.load_state_dict(tensors)
-        codebook = None
+        network = codebook = None
+        if settings.learns:
+            tensors, _ = _read_tensors(self.weights)
+            with torch.device("meta"):
+                expected = make_network(settings, channels)
+            _check_weights(expected, tensors, self.weights)
+            network = make_network(settings, channels).eval()
+            network.load_state_dict(tensors)
         if settings.labels.mode == "codebook":
             arrays = {name: tensor.numpy() for name, tensor in _read_tensors(self.codebook)[0].items()}
-            size = sum(kind.size for kind in kinds(settings.model.ch_mul, channels))
+            size = sum(kind.size for kind in evidence_kinds(settings, channels))
             codebook = Codebook.from_tensors(arrays, size)
-        return TrainedModel(network.eval(), settings, normalisation, info, codebook)
+        return TrainedModel(network, settings, normalisation, info, codebook)
+
+
+def evidence_kinds(settings: Settings, channels: int) -> list[Kind]:
+    """Return the kinds of evidence of the settings' descriptors."""
+    return kinds(settings.codebook.evidence, channels, settings.model.ch_mul)
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -290,6 +347,32 @@ def _load_weights(network: WNet, tensors: dict[str, torch.Tensor], path: Path) -
     network.load_state_dict(tensors)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Labels of one image.
+
+    Attributes
+    ----------
+    name : str
+    labels : (H, W) int32 array
+        Class of each pixel, in the size of the input.
+    uncertainty : (H, W) float32 array in 0…1
+        How near the next class comes: 0 is sure, 1 undecided.
+    picture : (h, w, 3) uint8 array or None
+        Every `stride`-th pixel of the input, to draw the classes over.
+    stride : int
+    sha256 : str
+        Fingerprint of the input.
+    """
+
+    name: str
+    labels: NDArray[np.int32]
+    uncertainty: NDArray[np.float32]
+    picture: NDArray[np.uint8] | None
+    stride: int
+    sha256: str
+
+
 class Results:
     """The folder of a segmentation: writes labels and overlays as they come, and knows what is written already.
 
@@ -298,6 +381,7 @@ class Results:
         FOLDER/
           segmentation.json     settings, versions, seed, classes with their areas and colours, images
           labels/NAME.png       class ids, in the size of the input
+          uncertainty/NAME.png  how near the next class comes, 0 to 255, if asked for
           overlays/NAME.jpg     the classes drawn over the input, which is thinned if it is large
           images.jsonl          the images written so far, while work goes on
 
@@ -310,7 +394,8 @@ class Results:
         Class ids are below it.
     suffix : str
         Of the label images.
-    overlays : bool
+    overlays, uncertainty : bool
+        Write these, too.
     overwrite, resume : bool
         What to do with a folder that is not empty.
 
@@ -329,6 +414,7 @@ class Results:
         n_classes: int,
         suffix: str,
         overlays: bool,
+        uncertainty: bool,
         overwrite: bool,
         resume: bool,
     ) -> None:
@@ -341,6 +427,7 @@ class Results:
             "model": model.fingerprint,
             "suffix": suffix,
             "overlays": overlays,
+            "uncertainty": uncertainty,
             "labels": json.loads(cleaning.model_dump_json()),
         }
         prepare_folder(self.folder, overwrite=overwrite, resume=resume)
@@ -352,8 +439,9 @@ class Results:
             self._remove_earlier()
         write_json(self.summary, {**self.head, "images": self.done})
         prepare_folder(self.folder / "labels", resume=True)
-        if overlays:
-            prepare_folder(self.folder / "overlays", resume=True)
+        for name in ("overlays", "uncertainty"):
+            if self.head[name]:
+                prepare_folder(self.folder / name, resume=True)
 
     def _label_file(self, name: str) -> Path:
         return self.folder / "labels" / f"{name}{self.suffix}"
@@ -377,6 +465,7 @@ class Results:
         if self.summary.exists():
             for name in self._written():
                 (self.folder / "overlays" / f"{name}.jpg").unlink(missing_ok=True)
+                (self.folder / "uncertainty" / f"{name}.png").unlink(missing_ok=True)
                 for suffix in (".png", ".tif", ".tiff"):
                     (self.folder / "labels" / f"{name}{suffix}").unlink(missing_ok=True)
         self.journal.unlink(missing_ok=True)
@@ -389,19 +478,17 @@ class Results:
                     f"'{key}' differs; write to another folder, or use `--overwrite`"
                 )
 
-    def write(
-        self,
-        name: str,
-        labels: NDArray[np.int32],
-        entry: dict[str, Any],
-        picture: NDArray[np.uint8] | None = None,
-        stride: int = 1,
-    ) -> None:
-        """Write one image: labels (H, W), what the summary says of it, and the picture of every `stride`-th pixel."""
+    def write(self, prediction: Prediction, areas: dict[int, int]) -> None:
+        """Write one image: labels, uncertainty, overlay, and what the summary says of it."""
+        name, labels, stride = prediction.name, prediction.labels, prediction.stride
         write_labels(self._label_file(name), labels, self.n_classes)
-        if picture is not None:
-            drawn = overlay(picture, labels[::stride, ::stride], self.colours)
+        if self.head["uncertainty"]:
+            doubt = np.rint(prediction.uncertainty * 255).astype(np.uint8)
+            write_picture(self.folder / "uncertainty" / f"{name}.png", doubt)
+        if prediction.picture is not None:
+            drawn = overlay(prediction.picture, labels[::stride, ::stride], self.colours)
             write_picture(self.folder / "overlays" / f"{name}.jpg", drawn)
+        entry = {"sha256": prediction.sha256, "areas": areas}
         # Last, so that an image in the journal is an image whose files are complete.
         append_line(self.journal, {"name": name, **entry})
         self.done[name] = entry

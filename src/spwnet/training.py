@@ -14,17 +14,16 @@ from torch import Tensor
 from spwnet import losses
 from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format, to_tensor
 from spwnet.errors import InputError, RunError, Stopped
-from spwnet.graph import RegionGraph, build_graph
 from spwnet.patches import check_schedule, make_schedule, patch_region, sample_patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from spwnet.config import Settings
+    from spwnet.graph import RegionGraph
     from spwnet.model import WNet
     from spwnet.preparation import Prepared
     from spwnet.runs import Run
-    from spwnet.superpixels import Superpixels
 
 CHECKPOINT_SECONDS = 60.0
 PREVIEW_SECONDS = 5.0
@@ -102,11 +101,10 @@ def check_images(prepared: Sequence[Prepared], settings: Settings) -> None:
 
 
 def set_up_image(
-    prepared: Prepared, superpixels: Superpixels | None, settings: Settings, device: torch.device
+    prepared: Prepared, graph: RegionGraph | None, settings: Settings, device: torch.device
 ) -> TrainingImage:
-    """Bring one image to the device, with its graph and the weights that stay the same in every step."""
+    """Bring one image to the device, with the weights that stay the same in every step."""
     weights = settings.losses
-    graph = None if superpixels is None else build_graph(superpixels, prepared.unit, device)
     cut: Tensor | tuple[Tensor, list[tuple[int, ...]]] | None = None
     continuity = None
     if weights.cut > 0:
