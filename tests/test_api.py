@@ -71,6 +71,55 @@ def test_tiff_labels_without_overlays(model, folder, tmp_path):
     np.testing.assert_array_equal(tifffile.imread(file), spwnet.segment(model, folder, frames=[2]).labels[0])
 
 
+def test_uncertainty_is_returned_or_written(model, folder, tmp_path):
+    returned = spwnet.segment(model, folder, uncertainty=True)
+    assert [doubt.shape for doubt in returned.uncertainty] == [labels.shape for labels in returned.labels]
+    assert all(0 <= doubt.min() < doubt.max() <= 1 for doubt in returned.uncertainty)
+    assert spwnet.segment(model, folder).uncertainty == []
+    spwnet.segment(model, folder, tmp_path / "seg", uncertainty=True)
+    for name, doubt in zip(returned.names, returned.uncertainty, strict=True):
+        written = np.asarray(Image.open(tmp_path / "seg" / "uncertainty" / f"{name}.png"))
+        np.testing.assert_allclose(written / 255, doubt, atol=1 / 509)
+    spwnet.segment(model, folder, tmp_path / "seg", overwrite=True)
+    assert not list((tmp_path / "seg" / "uncertainty").iterdir())
+
+
+def test_instant_needs_no_network_and_no_training(folder, tiny, tmp_path):
+    steps = []
+    settings = make_settings("instant", overrides=TINY)
+    model = spwnet.train(folder, tmp_path / "run", settings=settings, on_progress=steps.append)
+    assert steps == []
+    assert model.network is None
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    assert len(list((tmp_path / "run" / "previews").iterdir())) == 1
+    again = spwnet.load(tmp_path / "run")
+    assert again.fingerprint == model.fingerprint
+    for ours, theirs in zip(spwnet.segment(model, folder).labels, spwnet.segment(again, folder).labels, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(SettingsError, match="expected a model with a network to label by 'argmax_of_mean'"):
+        spwnet.segment(model, folder, labels=model.settings.labels.model_copy(update={"mode": "argmax_of_mean"}))
+    assert spwnet.train(folder, tmp_path / "run", settings=settings, resume=True).fingerprint == model.fingerprint
+
+
+def test_the_number_of_classes_is_chosen_after_training(pictures):
+    settings = make_settings("instant", overrides={**TINY, "codebook.finest": 16, "labels.classes": "auto"})
+    model = spwnet.train(pictures, settings=settings)
+    labels = model.settings.labels
+    assert len(model.info["classes"]) == model.n_classes() == model.codebook.suggested
+    assert 2 <= model.codebook.suggested < 16
+    finest = spwnet.segment(model, pictures, labels=labels.model_copy(update={"classes": 16})).labels
+    assert {len(np.unique(np.stack(finest)))} == {16}
+    few = spwnet.segment(model, pictures, labels=labels.model_copy(update={"classes": 3})).labels
+    for fine, coarse in zip(finest, few, strict=True):
+        for k in range(16):
+            assert len(np.unique(coarse[fine == k])) <= 1
+        np.testing.assert_array_equal(coarse[fine < 3], fine[fine < 3])
+    with pytest.raises(SettingsError, match=r"expected 1 to 16 classes.* but got 17"):
+        spwnet.segment(model, pictures, labels=labels.model_copy(update={"classes": 17}))
+    with pytest.raises(SettingsError, match=r"expected class ids below 3, .* but got 5"):
+        spwnet.segment(model, pictures, labels=labels.model_copy(update={"classes": 3, "merge": ((1, 5),)}))
+
+
 def test_margin_and_scale_are_undone(pictures):
     settings = make_settings(overrides={**TINY, "images.margin": 5, "images.scale": "1/2", "model.n_blocks": 1})
     model = spwnet.train(pictures, settings=settings)

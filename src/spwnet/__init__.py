@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spwnet.demo import demo
     from spwnet.errors import SpwnetError, Stopped
     from spwnet.evaluation import evaluate
+    from spwnet.recutting import recut
     from spwnet.runs import TrainedModel
     from spwnet.samples import sample
     from spwnet.training import Progress
@@ -38,6 +39,7 @@ _HOME = {
     "SpwnetError": "spwnet.errors",
     "Stopped": "spwnet.errors",
     "TrainedModel": "spwnet.runs",
+    "recut": "spwnet.recutting",
     "sample": "spwnet.samples",
     "Progress": "spwnet.training",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "evaluate",
     "load",
     "make_settings",
+    "recut",
     "run",
     "sample",
     "segment",

@@ -74,6 +74,11 @@ LabelMode = Annotated[
     Parameter(help="How a superpixel gets its label.", group=TUNING),
 ]
 Suffix = Annotated[Literal["png", "tif"], Parameter(name="--format", help="Format of the label images.", group=RUNNING)]
+LabelClasses = Annotated[
+    int | None,
+    Parameter(help="Classes to tell apart, `labels.classes`: any number up to `codebook.finest`.", group=TUNING),
+]
+Uncertainty = Annotated[bool, Parameter(help="Write how uncertain each pixel is, too.", negative="", group=RUNNING)]
 Overlays = Annotated[bool, Parameter(help="Write pictures with the classes drawn over the images.", group=RUNNING)]
 
 
@@ -117,6 +122,7 @@ def segment(
     *,
     out: Annotated[Path, Parameter(help="Folder to write labels, overlays and segmentation.json to.")],
     frames: Frames = None,
+    classes: LabelClasses = None,
     label_mode: LabelMode = None,
     merge: Merge = None,
     fill_holes: FillHoles = None,
@@ -126,6 +132,7 @@ def segment(
     superpixels: SuperpixelImages = None,
     suffix: Suffix = "png",
     overlays: Overlays = True,
+    uncertainty: Uncertainty = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -134,14 +141,16 @@ def segment(
     from spwnet import api
 
     model = api.load(run, device=device)
-    labels = _label_settings(model.settings, settings_file, sets, label_mode, merge, fill_holes, remove_objects)
+    flags = {"mode": label_mode, "classes": classes, "fill_holes": fill_holes, "remove_objects": remove_objects}
+    labels = _label_settings(model.settings, settings_file, sets, merge, flags)
     with _bar() as on_progress:
         result = api.segment(
             model, _inputs(images), out, frames=_frames(frames), superpixels=superpixels, labels=labels,
-            suffix=f".{suffix}", overlays=overlays, device=device, overwrite=overwrite, resume=resume,
-            on_progress=on_progress,
+            suffix=f".{suffix}", overlays=overlays, uncertainty=uncertainty, device=device, overwrite=overwrite,
+            resume=resume, on_progress=on_progress,
         )  # fmt: skip
-    _say(f"{len(result.names)} images: {out / 'labels'}" + (f", {out / 'overlays'}" if overlays else ""))
+    _say(f"{len(result.names)} images, {model.n_classes(labels)} classes: {out / 'labels'}"
+         + (f", {out / 'overlays'}" if overlays else ""))  # fmt: skip
 
 
 @app.command(name="run")
@@ -163,6 +172,7 @@ def run_both(
     superpixels: SuperpixelImages = None,
     suffix: Suffix = "png",
     overlays: Overlays = True,
+    uncertainty: Uncertainty = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -174,13 +184,29 @@ def run_both(
     with _bar() as on_progress:
         model, result = api.run(
             _inputs(images), out, settings=settings, frames=_frames(frames), suffix=f".{suffix}", overlays=overlays,
-            device=device, overwrite=overwrite, resume=resume, on_progress=on_progress,
+            uncertainty=uncertainty, device=device, overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
     _say(
         f"trained on {len(model.info['images'])} images in {model.info['seconds']} s, "
         f"{len(model.info['classes'])} of {model.n_classes()} classes in use"
     )
     _say(f"{len(result.names)} images segmented: {result.folder}")
+
+
+@app.command
+def recut(
+    segmentation: Annotated[Path, Parameter(help="Folder of a segmentation.")],
+    /,
+    *,
+    classes: Annotated[int, Parameter(help="Number of classes, at most that of the segmentation.")],
+    out: Annotated[Path, Parameter(help="Folder to write labels and segmentation.json to.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a segmentation with fewer classes, in an instant; those that are left keep their ids."""
+    from spwnet.recutting import recut as cut
+
+    cut(segmentation, out, classes=classes, overwrite=overwrite)
+    _say(f"{classes} classes: {out / 'labels'}")
 
 
 @app.command
@@ -367,16 +393,14 @@ def _label_settings(
     settings: Settings,
     file: Path | None,
     sets: list[str] | None,
-    mode: str | None,
     merge: list[str] | None,
-    fill_holes: int | None,
-    remove_objects: int | None,
+    flags: dict[str, Any],
 ) -> LabelSettings:
     """Settings of labelling and cleaning: the run's, then a file, single settings and flags over them."""
     from spwnet.config import flat, merged, nested, parse_settings, read_toml
 
     groups = None if merge is None else [_frames(group) for group in merge]
-    flags = {"mode": mode, "merge": groups, "fill_holes": fill_holes, "remove_objects": remove_objects}
+    flags = {**flags, "merge": groups}
     values = merged(read_toml(file) if file else {}, nested(dict(_assignment(text) for text in sets or ())))
     values = merged(values, {"labels": {name: value for name, value in flags.items() if value is not None}})
     other = [name for name in flat(values) if not name.startswith("labels.") and name != "labels"]

@@ -379,7 +379,7 @@ class Results:
     ::
 
         FOLDER/
-          segmentation.json     settings, versions, seed, classes with their areas and colours, images
+          segmentation.json     settings, versions, seed, classes with areas and colours, their tree, images
           labels/NAME.png       class ids, in the size of the input
           uncertainty/NAME.png  how near the next class comes, 0 to 255, if asked for
           overlays/NAME.jpg     the classes drawn over the input, which is thinned if it is large
@@ -430,6 +430,10 @@ class Results:
             "uncertainty": uncertainty,
             "labels": json.loads(cleaning.model_dump_json()),
         }
+        self.tree = None
+        if cleaning.mode == "codebook" and model.codebook is not None:
+            parents, heights = model.codebook.parents[:n_classes], model.codebook.heights[:n_classes]
+            self.tree = {"parents": parents.tolist(), "heights": heights.tolist()}
         prepare_folder(self.folder, overwrite=overwrite, resume=resume)
         self.done: dict[str, dict[str, Any]] = {}
         if resume and self.summary.exists():
@@ -495,11 +499,6 @@ class Results:
 
     def finish(self) -> None:
         """Write the summary of all images."""
-        total: dict[int, int] = {}
-        for entry in self.done.values():
-            for k, n in entry["areas"].items():
-                total[int(k)] = total.get(int(k), 0) + n
-        pixels = sum(total.values())
         write_json(
             self.summary,
             {
@@ -508,11 +507,23 @@ class Results:
                 **provenance(),
                 "seed": self.model.settings.seed,
                 "settings": self.model.settings.model_dump(mode="json"),
-                "classes": {
-                    k: {"pixels": total[k], "share": total[k] / pixels, "colour": "#" + bytes(self.colours[k]).hex()}
-                    for k in sorted(total)
-                },
+                "tree": self.tree,
+                "classes": class_table(self.done, self.n_classes),
                 "images": self.done,
             },
         )
         self.journal.unlink(missing_ok=True)
+
+
+def class_table(images: dict[str, dict[str, Any]], n_classes: int) -> dict[str, dict[str, Any]]:
+    """Return pixels, share and colour of each class that occurs, from the areas of the images."""
+    total: dict[int, int] = {}
+    for entry in images.values():
+        for k, n in entry["areas"].items():
+            total[int(k)] = total.get(int(k), 0) + n
+    pixels = sum(total.values())
+    colours = palette(n_classes)
+    return {
+        str(k): {"pixels": total[k], "share": total[k] / pixels, "colour": "#" + bytes(colours[k]).hex()}
+        for k in sorted(total)
+    }
