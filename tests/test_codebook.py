@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
@@ -67,7 +68,7 @@ def test_more_classes_than_clouds_with_hardly_any_spread():
     rng = np.random.default_rng(0)
     points = rng.normal(0, 10, (4, 30))[rng.integers(0, 4, 400)] + rng.normal(0, 1e-4, (400, 30))
     book = fit_codebook([Descriptors(points.astype(np.float32))], [(30, 1.0)], 32)
-    assert book.centres.shape == (32, 30)
+    assert 4 <= book.finest <= 32
     assert np.isfinite(book.centres).all()
 
 
@@ -199,11 +200,50 @@ def test_numbers_of_classes_that_there_are_not():
             coarser(book.parents, wrong)
 
 
-def test_uncertainty_is_the_ratio_of_distances():
-    points = np.array([[0.0], [10.0], [0.0], [10.0]], np.float32)
+def test_uncertainty_is_boundary_to_others_and_distance():
+    points = np.array([[0.0], [9.0], [1.0], [10.0]] * 20, np.float32)
     book = fit_codebook([Descriptors(points)], [(1, 1.0)], 2)
-    _, uncertainty = book.assign(Descriptors(np.array([[0], [2], [4], [5], [-5]], np.float32)), np.arange(2))
-    np.testing.assert_allclose(uncertainty, [0, 0.25, 4 / 6, 1, 5 / 15], atol=1e-3)
+    rows = np.array([[0.5], [1.5], [9.5], [9.5]], np.float32)
+    # three boundaries of superpixel 1: two thirds of the length to 0, which is of its class, a third to 2
+    edges = np.array([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]])
+    contacts = np.array([20, 20, 10, 10, 10, 10], np.float32)
+    _, alone = book.assign(Descriptors(rows), np.arange(2))
+    np.testing.assert_allclose(alone, [0, 0.6, 0, 0], atol=1e-3)  # the usual distance is 0.5, and 1.5 is 2 of it off
+    module.AGREEMENT, before = 0.0, module.AGREEMENT
+    try:
+        classes, doubt = book.assign(Descriptors(rows, edges, contacts), np.arange(2))
+    finally:
+        module.AGREEMENT = before
+    assert classes.tolist() == [classes[0], classes[0], classes[2], classes[2]]
+    assert classes[0] != classes[2]
+    assert doubt[1] > 0.5 / 3
+    assert doubt[3] < doubt[1]
+
+
+def test_neighbours_agree_as_the_mean_field_says():
+    rng = np.random.default_rng(0)
+    energy = rng.random((5, 3)).astype(np.float32) * 4
+    ties = np.zeros((5, 5))
+    for i in range(4):
+        ties[i, i + 1] = ties[i + 1, i] = 0.5
+    total = energy.astype(float)
+    for _ in range(module.AGREEMENT_STEPS):
+        q = np.exp(-total) / np.exp(-total).sum(1, keepdims=True)
+        total = np.stack([energy[i] - module.AGREEMENT * sum(ties[i, j] * q[j] for j in range(5)) for i in range(5)])
+    np.testing.assert_array_equal(module._agreed(energy, csr_array(ties)), total.argmin(1))
+
+
+def test_a_doubtful_superpixel_goes_with_its_neighbours_and_a_clear_one_does_not():
+    points = np.array([[0.0], [9.0], [1.0], [10.0]] * 20, np.float32)
+    book = fit_codebook([Descriptors(points)], [(1, 1.0)], 2)
+    rows = np.full((9, 1), 0.5, np.float32)
+    rows[4] = 9.5
+    assert len(set(book.assign(Descriptors(rows, chain(9)), np.arange(2)).classes)) == 2
+    # Energies of 0.5 and 1 are overruled by both neighbours, those of 0.5 and 9 are not.
+    for other, expected in ((1.0, 0), (20.0, 1)):
+        energy = np.array([[0.1, 9], [other, 0.5], [0.1, 9]], np.float32)
+        ties = csr_array(np.array([[0, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0]]))
+        assert module._agreed(energy, ties).tolist() == [0, expected, 0]
 
 
 def test_assignment_goes_by_the_nearest_centre_of_any_member():

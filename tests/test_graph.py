@@ -38,7 +38,7 @@ def naive_pairs(labels):
 @settings(max_examples=60)
 def test_edges_equal_a_naive_search_in_2d_and_3d(labels):
     graph, superpixels, image = make(labels)
-    first, second = adjacent_pairs(superpixels.labels, superpixels.count)
+    first, second, _ = adjacent_pairs(superpixels.labels, superpixels.count)
     pairs = naive_pairs(superpixels.labels)
     assert set(zip(first.tolist(), second.tolist(), strict=True)) == pairs
     edges = list(zip(*graph.edges.tolist(), strict=True))

@@ -6,6 +6,7 @@ import torch
 
 from spwnet.classes import palette
 from spwnet.config import make_settings
+from spwnet.descriptors import network_input
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
@@ -22,7 +23,7 @@ def test_reconstruction_is_in_the_range_of_the_image(normalise):
     prepared, _ = prepare_image(image, settings, normalisation)
     network = make_network(settings, 3).eval()
     model = TrainedModel(network, settings, normalisation, {})
-    pixels = torch.from_numpy(prepared.network).permute(2, 0, 1)[None]
+    pixels = network_input(prepared, "cpu", evidence=True)
     shown = reconstruct(model, prepared)
     assert shown.shape == prepared.unit.shape
     assert 0 <= shown.min() <= shown.max() <= 1

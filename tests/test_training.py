@@ -8,6 +8,7 @@ import torch
 
 from spwnet import api, training
 from spwnet.config import make_settings
+from spwnet.descriptors import network_input
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.graph import build_graph
 from spwnet.images import Image
@@ -30,7 +31,10 @@ def batch_of(settings, images=None):
     normalisation = measure(images, settings.images)
     pairs = [prepare_image(image, settings, normalisation) for image in images]
     graphs = [None if regions is None else build_graph(regions, prepared.unit) for prepared, regions in pairs]
-    return [set_up_image(prepared, graph, settings, CPU) for (prepared, _), graph in zip(pairs, graphs, strict=True)]
+    return [
+        set_up_image(network_input(prepared, CPU, evidence=settings.model.evidence), prepared, graph, settings)
+        for (prepared, _), graph in zip(pairs, graphs, strict=True)
+    ]
 
 
 def states_equal(a, b):
@@ -55,14 +59,14 @@ def test_every_loss_on_superpixels_and_between_pixels(method):
 def test_each_loss_can_be_the_only_one(name):
     settings = settings_with(losses=dict.fromkeys(ALL_LOSSES, 0) | {name: 1.0}, patches__sides=[16])
     network = make_network(settings, 3)
-    terms = loss_terms(network, batch_of(settings)[0], settings, np.random.default_rng(0), torch.float32)
+    terms = loss_terms(network, batch_of(settings)[:1], settings, np.random.default_rng(0), torch.float32)[0]
     assert list(terms) == [name]
     terms[name].backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.encoder.parameters())
 
 
 def test_images_of_different_sizes_weigh_alike():
-    settings = settings_with()
+    settings = settings_with(model__evidence=False)  # whose jitter would be drawn in another order
     images = [Image(picture(0), "a", rgb=True), Image(picture(1, 33, 70), "b", rgb=True)]
     batch = batch_of(settings, images)
     network = make_network(settings, 3)
@@ -104,16 +108,16 @@ def test_ten_steps_equal_five_and_five_more_bit_for_bit(tmp_path):
     assert seen[-1].seconds_left == 0
 
 
-def test_calibration_takes_the_mean_statistics_of_whole_images():
+def test_calibration_takes_the_statistics_of_the_whole_images():
     settings = settings_with()
     batch = batch_of(settings)
     network = make_network(settings, 3)
     calibrate(network, batch, torch.float32)
     first = network.encoder.down[0]
     with torch.no_grad():
-        outputs = [first.conv1(network._padded(image.pixels)) for image in batch]
-    mean = torch.stack([output.mean((0, 2, 3)) for output in outputs]).mean(0)
-    assert torch.allclose(first.norm1.running_mean, mean, atol=1e-5)
+        output = first.conv1(network._taken_in(torch.cat([image.pixels for image in batch])))
+    assert torch.allclose(first.norm1.running_mean, output.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(first.norm1.running_var, output.var((0, 2, 3)), rtol=1e-4)
     assert first.norm1.momentum == 0.1
     assert not network.training
 
@@ -180,8 +184,8 @@ def test_a_single_patch_that_the_network_reduces_to_one_pixel_is_an_error(pictur
 def test_bfloat16_convolutions_leave_losses_in_float32():
     settings = settings_with(losses__cut=1)
     network = make_network(settings, 3)
-    terms = loss_terms(network, batch_of(settings)[0], settings, np.random.default_rng(0), torch.bfloat16)
+    terms = loss_terms(network, batch_of(settings)[:1], settings, np.random.default_rng(0), torch.bfloat16)[0]
     assert {term.dtype for term in terms.values()} == {torch.float32}
-    exact = loss_terms(network, batch_of(settings)[0], settings, np.random.default_rng(0), torch.float32)
+    exact = loss_terms(network, batch_of(settings)[:1], settings, np.random.default_rng(0), torch.float32)[0]
     for name, term in terms.items():
         assert term.item() == pytest.approx(exact[name].item(), rel=0.05), name

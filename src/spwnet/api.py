@@ -17,6 +17,7 @@ from spwnet import outputs, report
 from spwnet.classes import areas, palette
 from spwnet.codebook import fit_codebook
 from spwnet.config import Settings, flat
+from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, memory_format, pick_device
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.graph import build_graph
@@ -29,6 +30,7 @@ from spwnet.training import Progress, check_images, fit, set_up_image
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import torch
     from numpy.typing import NDArray
 
     from spwnet.config import LabelSettings
@@ -113,7 +115,18 @@ def train(
         network = None
         if settings.learns:
             network = make_network(settings, data.info["channels"]).to(target)
-            batch = [set_up_image(prepared, graph, settings, target) for prepared, graph in pairs]
+            targets = _targets(pairs, settings, data.info["channels"], target)
+            batch = [
+                set_up_image(
+                    network_input(prepared, target, evidence=settings.model.evidence),
+                    prepared,
+                    graph,
+                    settings,
+                    classes,
+                )
+                for (prepared, graph), classes in zip(pairs, targets, strict=True)
+            ]
+            network.scale_evidence([image.pixels for image in batch])
             untaught = TrainedModel(network, settings, data.normalisation, data.info, None, target)
 
             def on_preview(done: int) -> None:
@@ -189,6 +202,19 @@ def _training_data(
             }
         )
     return _TrainingData(pairs, normalisation, {"channels": channels, "images": described})
+
+
+def _targets(
+    pairs: Sequence[tuple[Prepared, RegionGraph | None]], settings: Settings, channels: int, device: torch.device
+) -> list[NDArray[np.int32] | None]:
+    """Classes for the similarity: those of a codebook on the hand-made evidence, or the network's own."""
+    if settings.losses.target == "own" or settings.losses.similarity == 0:
+        return [None] * len(pairs)
+    taught = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"evidence": "handmade"})})
+    descriptors = [describe(None, *pair, taught, device) for pair in pairs]
+    codebook = fit_codebook(descriptors, evidence_kinds(taught, channels), settings.model.classes, settings.seed)
+    members = np.arange(codebook.finest)
+    return [codebook.assign(described, members).classes for described in descriptors]
 
 
 def _write_preview(

@@ -14,25 +14,30 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from scipy.sparse import csr_array
 
     Floats = NDArray[np.float32]
     Ids = NDArray[np.int32]
 
-MOST_POINTS = 20_000
+MOST_POINTS = 16_000
 """Points that centres are fitted on; more change nothing but the time."""
-STARTS = 16
+RUNS = 3
+"""Quick k-means runs whose centres are pooled."""
+FINER = 3
+"""Centres of a quick run over those asked for."""
+QUICK_POINTS = 8_000
+QUICK_ITERATIONS = 8
+ITERATIONS = 30
 CANDIDATES = 3
 """Points drawn for each next centre of a start, of which the best is taken."""
-ITERATIONS = 40
-SETTLED = 1e-4
-"""k-means ends when the squared error falls by less than this share."""
 LEAST_SPREAD = 1e-6
 DIFFUSION = 3.0
 DIFFUSION_STEPS = 3
-ENOUGH = 0.9
+AGREEMENT = 6.0
+"""Energy of a superpixel all of whose boundary is to other classes, where squared distance to the own centre is 2."""
+AGREEMENT_STEPS = 5
+ENOUGH = 0.95
 """Share of what the finest classes explain of the variance that the suggested number has to."""
-CHUNK = 65_536
-"""Rows whose distances to all centres are in memory at a time."""
 TINY = 1e-12
 NEAR = 0.5
 """Squared distance at which a neighbour's weight falls to 1/e, over the mean of it between neighbours."""
@@ -46,10 +51,13 @@ class Descriptors(NamedTuple):
     rows : (N, D) float32 array
     edges : (2, E) int array or None
         Adjacent superpixels, each pair in both directions; None leaves each row to itself.
+    contacts : (E,) float array or None
+        Length of the boundary of each pair.
     """
 
     rows: Floats
     edges: NDArray[np.int64] | None = None
+    contacts: Floats | None = None
 
 
 class Assignment(NamedTuple):
@@ -58,8 +66,9 @@ class Assignment(NamedTuple):
     Attributes
     ----------
     classes : (N,) int32 array
-    uncertainty : (N,) float32 array
-        Distance to the class over that to the next best class: 0 is sure, 1 undecided.
+    uncertainty : (N,) float32 array in 0…1
+        Half the share of the boundary that is to other classes, and 0.3 of the distance to the centre over the usual
+        one: 0 is sure.
     """
 
     classes: Ids
@@ -76,6 +85,8 @@ class Codebook:
         A descriptor d is compared as (d − mean) / scale.
     near : (1,) float32 array
         Squared distance, after that, at which neighbours hardly mix.
+    spread : (1,) float32 array
+        Mean squared distance of the training images' descriptors to their centres.
     centres : (K, D) float32 array
         In the order of the ids of the finest classes.
     parents : (K,) int32 array
@@ -88,6 +99,7 @@ class Codebook:
     mean: Floats
     scale: Floats
     near: Floats
+    spread: Floats
     centres: Floats
     parents: Ids
     heights: Floats
@@ -106,7 +118,7 @@ class Codebook:
         return int(np.searchsorted(explained, ENOUGH * explained[-1])) + 2
 
     def assign(self, descriptors: Descriptors, members: NDArray[np.integer[Any]]) -> Assignment:
-        """Return the class of each row, that of the nearest centre, and how near the next class comes.
+        """Return the class of each row, that of the nearest centre on which neighbours agree, and how uncertain it is.
 
         Parameters
         ----------
@@ -114,23 +126,17 @@ class Codebook:
         members : (K,) int array
             Class that each of the finest classes belongs to: from `coarser`, with any merges on top.
         """
-        rows = _diffused((descriptors.rows - self.mean) / self.scale, descriptors.edges, float(self.near[0]))
-        order = np.argsort(members, kind="stable")
-        ids, starts = np.unique(members[order], return_index=True)
-        centres = self.centres[order]
-        squares = np.square(centres).sum(1)
-        classes = np.empty(len(rows), np.int32)
-        uncertainty = np.zeros(len(rows), np.float32)
-        for first in range(0, len(rows), CHUNK):
-            part = slice(first, first + CHUNK)
-            x = rows[part]
-            distances = np.maximum(squares - 2 * (x @ centres.T) + np.square(x).sum(1)[:, None], 0)
-            distances = np.minimum.reduceat(distances, starts, axis=1)
-            classes[part] = ids[distances.argmin(1)]
-            if len(ids) > 1:
-                best, second = np.partition(distances, 1, axis=1)[:, :2].T
-                uncertainty[part] = np.sqrt(best / np.maximum(second, TINY))
-        return Assignment(classes, np.minimum(uncertainty, 1))
+        raw = ((descriptors.rows - self.mean) / self.scale).astype(np.float32)
+        rows = _diffused(raw, descriptors.edges, float(self.near[0]))
+        energy = _squared_distances(rows, self.centres) * (2 / self.spread[0])
+        if descriptors.edges is None or descriptors.edges.size == 0:
+            nearest, other = energy.argmin(1), np.zeros(len(rows))
+        else:
+            nearest = _agreed(energy, _ties(raw, descriptors, float(self.near[0])))
+            other = _share_to_others(members[nearest], descriptors)
+        own = np.take_along_axis(energy, nearest[:, None], 1)[:, 0]
+        uncertainty = 0.5 * other + 0.3 * np.sqrt(own / 2)
+        return Assignment(members[nearest].astype(np.int32), np.minimum(uncertainty, 1).astype(np.float32))
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, to be saved."""
@@ -153,7 +159,7 @@ class Codebook:
                 came = "none" if array is None else f"{array.shape}"
                 shown = str(tuple(size if axis == "D" else axis for axis in axes)).replace("'", "")
                 raise RunError(f"expected finite {name!r} of shape {shown} in the codebook, but got {came}")
-        for name in ("scale", "near"):
+        for name in ("scale", "near", "spread"):
             if (tensors[name] <= 0).any():
                 raise RunError(f"expected {name!r} above 0 in the codebook; train the run again")
         parents = tensors["parents"]
@@ -164,7 +170,7 @@ class Codebook:
         return Codebook(**floats, parents=parents.astype(np.int32))
 
 
-_SHAPES = {"mean": "D", "scale": "D", "near": "1", "centres": "KD", "parents": "K", "heights": "K"}
+_SHAPES = {"mean": "D", "scale": "D", "near": "1", "spread": "1", "centres": "KD", "parents": "K", "heights": "K"}
 """Axes of each array of a codebook."""
 
 
@@ -197,7 +203,10 @@ def coarser(parents: NDArray[np.integer[Any]], n_classes: int) -> Ids:
 def fit_codebook(
     images: Sequence[Descriptors], kinds: Sequence[tuple[int, float]], finest: int, seed: int = 0
 ) -> Codebook:
-    """Find class centres by k-means, the best of a few k-means++ starts [1]_, and the tree that merges them.
+    """Find class centres by k-means, and the tree that merges them.
+
+    A few quick k-means runs [1]_ with more centres are pooled and merged by Ward's criterion [2]_ to the number asked
+    for, where k-means goes on: far steadier from seed to seed than the best of many starts.
 
     Parameters
     ----------
@@ -217,6 +226,7 @@ def fit_codebook(
     References
     ----------
     .. [1] D. Arthur, S. Vassilvitskii, k-means++: The advantages of careful seeding, SODA 2007.
+    .. [2] J. H. Ward, Hierarchical grouping to optimize an objective function, JASA 58 (301), 1963.
     """
     rng = np.random.default_rng(seed)
     rows = np.concatenate([image.rows for image in images])
@@ -231,80 +241,122 @@ def fit_codebook(
     points = np.concatenate([_diffused(x, image.edges, near) for x, image in zip(scaled, images, strict=True)])
     if len(points) > MOST_POINTS:
         points = points[np.sort(rng.choice(len(points), MOST_POINTS, replace=False))]
-    centres = _kmeans(points, finest, rng)
-    labels, _ = _nearest(points, centres)
+    centres = _centres(points, finest, rng)
+    labels, squares = _nearest(points, centres)
     order, parents, heights = _tree(centres, np.bincount(labels, minlength=len(centres)))
-    spread = float(np.square(points - points.mean(0)).sum())
+    total = float(np.square(points - points.mean(0)).sum())
     return Codebook(
-        mean,
-        scale,
-        np.array([near], np.float32),
-        np.ascontiguousarray(centres[order], np.float32),
-        parents,
-        (heights / max(spread, TINY)).astype(np.float32),
+        mean=mean,
+        scale=scale,
+        near=np.array([near], np.float32),
+        spread=np.array([max(float(squares.mean()), TINY)], np.float32),
+        centres=np.ascontiguousarray(centres[order], np.float32),
+        parents=parents,
+        heights=(heights / max(total, TINY)).astype(np.float32),
     )
 
 
-def _kmeans(points: Floats, n_centres: int, rng: np.random.Generator) -> Floats:
-    """Centres of the lowest squared error among a few starts; all different points if there are not more of them."""
-    from scipy.sparse import csr_array
-
+def _centres(points: Floats, n_centres: int, rng: np.random.Generator) -> Floats:
+    """Centres of k-means, started from what a few finer runs have in common."""
     different = np.unique(points, axis=0)
     if len(different) <= n_centres:
         return different
-    best = np.inf
-    rows = np.arange(len(points))
-    ones = np.ones(len(points), np.float32)
-    for _ in range(STARTS):
-        found = _spread_start(points, n_centres, rng)
-        before = np.inf
-        for _ in range(ITERATIONS):
-            labels, squares = _nearest(points, found)
-            error = float(squares.sum(dtype=np.float64))
-            if error > before * (1 - SETTLED):
-                break
-            before = error
-            counts = np.bincount(labels, minlength=n_centres)[:, None]
-            sums = csr_array((ones, (labels, rows)), shape=(n_centres, len(points))) @ points
-            # A centre that lost its points stays where it was.
-            found = np.where(counts > 0, sums / np.maximum(counts, 1), found).astype(np.float32)
-        if error < best:
-            best, centres = error, found
+    finer = min(FINER * n_centres, len(different))
+    pool = []
+    for _ in range(RUNS):
+        some = points if len(points) <= QUICK_POINTS else points[rng.choice(len(points), QUICK_POINTS, replace=False)]
+        pool.append(_lloyd(some, _spread_start(some, finer, rng), QUICK_ITERATIONS))
+    start = np.concatenate(pool)
+    counts = np.bincount(_nearest(points, start)[0], minlength=len(start))
+    start, counts = start[counts > 0], counts[counts > 0]
+    _, means = _ward(start, counts, min(n_centres, len(start)))
+    return _lloyd(points, means.astype(np.float32), ITERATIONS)
+
+
+def _lloyd(points: Floats, centres: Floats, iterations: int) -> Floats:
+    """k-means from given centres, until nothing moves or for so many iterations."""
+    from scipy.sparse import csr_array
+
+    rows, ones = np.arange(len(points)), np.ones(len(points), np.float32)
+    before = None
+    for _ in range(iterations):
+        labels, _ = _nearest(points, centres)
+        if before is not None and np.array_equal(labels, before):
+            break
+        before = labels
+        counts = np.bincount(labels, minlength=len(centres))[:, None]
+        sums = csr_array((ones, (labels, rows)), shape=(len(centres), len(points))) @ points
+        # A centre that lost its points stays where it was.
+        centres = np.where(counts > 0, sums / np.maximum(counts, 1), centres).astype(np.float32)
     return centres
 
 
 def _nearest(points: Floats, centres: Floats) -> tuple[NDArray[np.intp], Floats]:
     """Nearest centre of each point, and the squared distance to it."""
-    squares = np.square(centres).sum(1) - 2 * (points @ centres.T)
-    labels = squares.argmin(1)
-    least = np.take_along_axis(squares, labels[:, None], 1)[:, 0] + np.square(points).sum(1)
-    return labels, np.maximum(least, 0)
+    squares = _squared_distances(points, centres)
+    return squares.argmin(1), squares.min(1)
+
+
+def _squared_distances(points: Floats, centres: Floats) -> Floats:
+    """Squared distances, (N, K)."""
+    squares: Floats = np.square(centres).sum(1) - 2 * (points @ centres.T) + np.square(points).sum(1)[:, None]
+    np.maximum(squares, 0, out=squares)
+    return squares
 
 
 def _spread_start(points: Floats, n_centres: int, rng: np.random.Generator) -> Floats:
     """Greedy k-means++: candidates are drawn with probability ∝ squared distance to the nearest centre so far."""
-    lengths = np.square(points).sum(1)
     chosen = [int(rng.integers(len(points)))]
-    nearest = _squares(points, lengths, chosen)[0]
+    nearest = _squared_distances(points[chosen], points)[0]
     for _ in range(1, n_centres):
         cumulative = np.cumsum(nearest, dtype=np.float64)
         drawn = np.searchsorted(cumulative, rng.random(CANDIDATES) * cumulative[-1], side="right")
         drawn = np.minimum(drawn, len(points) - 1)
-        left = np.minimum(nearest, _squares(points, lengths, drawn))
+        left = np.minimum(nearest, _squared_distances(points[drawn], points))
         winner = int(left.sum(1).argmin())
         chosen.append(int(drawn[winner]))
         nearest = left[winner]
     return points[chosen]
 
 
-def _squares(points: Floats, lengths: Floats, chosen: Any) -> Floats:
-    """Squared distances of some points to all, (some, N)."""
-    squares: Floats = np.maximum(lengths[chosen][:, None] - 2 * (points[chosen] @ points.T) + lengths, 0)
-    return squares
+def _ward(
+    centres: Floats, counts: NDArray[np.intp], stop: int
+) -> tuple[list[tuple[int, int, float]], NDArray[np.float64]]:
+    """Merge centres pairwise, least increase of the squared error first, until `stop` are left.
+
+    Returns
+    -------
+    merges : list of (kept, lost, increase)
+        The one of larger count is kept.
+    means : (stop, D) float array
+    """
+    means, mass = centres.astype(np.float64), counts.astype(np.float64)
+    alive = np.ones(len(means), bool)
+
+    def increase(a: Any, b: Any) -> NDArray[np.float64]:
+        cost: NDArray[np.float64] = np.square(means[a] - means[b]).sum(-1) * (mass[a] * mass[b] / (mass[a] + mass[b]))
+        return cost
+
+    costs = np.stack([increase(a, slice(None)) for a in range(len(means))])
+    np.fill_diagonal(costs, np.inf)
+    merges: list[tuple[int, int, float]] = []
+    while len(means) - len(merges) > stop:
+        a, b = (int(k) for k in np.unravel_index(costs.argmin(), costs.shape))
+        cost = float(costs[a, b])
+        if (mass[b], -b) > (mass[a], -a):
+            a, b = b, a
+        merges.append((a, b, cost))
+        means[a] = (mass[a] * means[a] + mass[b] * means[b]) / (mass[a] + mass[b])
+        mass[a] += mass[b]
+        alive[b] = False
+        costs[b] = costs[:, b] = np.inf
+        costs[a, alive] = costs[alive, a] = increase(a, alive)
+        costs[a, a] = np.inf
+    return merges, means[alive]
 
 
 def _tree(centres: Floats, counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], Ids, NDArray[np.float64]]:
-    """Merge centres pairwise by Ward's criterion [1]_ and number them from the top.
+    """Merge centres to one and number them from the top.
 
     Returns
     -------
@@ -312,36 +364,16 @@ def _tree(centres: Floats, counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], 
         Centre of each id.
     parents : (K,) int32 array
     heights : (K,) float array
-
-    References
-    ----------
-    .. [1] J. H. Ward, Hierarchical grouping to optimize an objective function, JASA 58 (301), 1963.
     """
-    n = len(centres)
-    means, mass = centres.astype(np.float64), np.maximum(counts, 1).astype(np.float64)
-    alive = np.ones(n, bool)
-    node = np.arange(n)
-    merges: list[tuple[int, int, float]] = []
-    while alive.sum() > 1:
-        left = np.flatnonzero(alive)
-        squares = np.square(means[left][:, None] - means[left][None]).sum(2)
-        cost = squares * (mass[left][:, None] * mass[left] / (mass[left][:, None] + mass[left]))
-        np.fill_diagonal(cost, np.inf)
-        i, j = np.unravel_index(cost.argmin(), cost.shape)
-        a, b = left[i], left[j]
-        if (mass[b], -b) > (mass[a], -a):
-            a, b = b, a
-        merges.append((int(a), int(b), float(cost[i, j])))
-        means[a] = (mass[a] * means[a] + mass[b] * means[b]) / (mass[a] + mass[b])
-        mass[a] += mass[b]
-        alive[b] = False
-    order = np.empty(n, np.intp)
-    parents, heights = np.zeros(n, np.int32), np.zeros(n)
-    ids = {int(node[alive][0]): 0}
+    merges, _ = _ward(centres, np.maximum(counts, 1), 1)
+    order = np.empty(len(centres), np.intp)
+    parents, heights = np.zeros(len(centres), np.int32), np.zeros(len(centres))
+    ids = {merges[-1][0] if merges else 0: 0}
     for k, (kept, lost, height) in enumerate(reversed(merges), start=1):
         ids[lost], parents[k], heights[k] = k, ids[kept], height
     order[list(ids.values())] = list(ids)
-    heights[0] = heights[1] if n > 1 else 0
+    if merges:
+        heights[0] = heights[1]
     return order, parents, np.minimum.accumulate(heights)
 
 
@@ -377,3 +409,53 @@ def _diffused(points: Floats, edges: NDArray[np.int64] | None, near: float) -> F
     for _ in range(DIFFUSION_STEPS):
         x = ((points + mixing @ x) / total).astype(np.float32)
     return x
+
+
+def _ties(raw: Floats, descriptors: Descriptors, near: float) -> csr_array:
+    """Weight of each neighbour: its share of the boundary, less where the two differ, (N, N)."""
+    from scipy.sparse import csr_array
+
+    source, target, contacts = _boundaries(descriptors)
+    whole = np.bincount(source, contacts, len(raw))
+    weights = contacts * np.exp(-np.square(raw[source] - raw[target]).sum(1) / near) / whole[source]
+    return csr_array((weights.astype(np.float32), (source, target)), shape=(len(raw), len(raw)))
+
+
+def _agreed(energy: Floats, ties: csr_array) -> NDArray[np.intp]:
+    r"""Labels that neighbours agree on: mean field of a Potts model [1]_.
+
+    .. math:: q_i \propto \exp(-E_i), \quad E_{ik} = U_{ik} - \beta \sum_j w_{ij} q_{jk}
+
+    Parameters
+    ----------
+    energy : (N, K) float array
+        U, twice the squared distance to each centre over the usual one.
+    ties : (N, N) sparse array
+        w.
+
+    References
+    ----------
+    .. [1] P. Krähenbühl, V. Koltun, Efficient inference in fully connected CRFs, NIPS 2011.
+    """
+    total = energy
+    for _ in range(AGREEMENT_STEPS):
+        q = np.exp(total.min(1, keepdims=True) - total)
+        q /= q.sum(1, keepdims=True)
+        total = energy - AGREEMENT * (ties @ q)
+    labels: NDArray[np.intp] = total.argmin(1)
+    return labels
+
+
+def _share_to_others(classes: NDArray[np.integer[Any]], descriptors: Descriptors) -> NDArray[np.float64]:
+    """Share of the boundary of each superpixel that is to superpixels of other classes, (N,)."""
+    source, target, contacts = _boundaries(descriptors)
+    differ = np.bincount(source, contacts * (classes[source] != classes[target]), len(classes))
+    return differ / np.maximum(np.bincount(source, contacts, len(classes)), TINY)
+
+
+def _boundaries(descriptors: Descriptors) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """Both ends and the length of each edge; all are alike if no lengths are given."""
+    assert descriptors.edges is not None
+    source, target = descriptors.edges
+    contacts = descriptors.contacts
+    return source, target, np.ones(len(source), np.float32) if contacts is None else contacts

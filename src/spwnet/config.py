@@ -69,6 +69,9 @@ class ImageSettings(_Section):
 class PatchSettings(_Section):
     """Random patches drawn from the training images for each mini-batch."""
 
+    crop: int | None = Field(192, ge=1)
+    """Side of the part of each training image, drawn at random, that a step sees in working pixels; None: all of it."""
+
     schedule: tuple[tuple[int, int, int], ...] | None = None
     """Explicit list of (height, width, patches per mini-batch)."""
     sides: tuple[int, ...] = ()
@@ -116,8 +119,13 @@ class ModelSettings(_Section):
     """K, the number of classes the encoder can tell apart."""
     ch_mul: int = Field(16, ge=1)
     """Channels of the first block; the width doubles at each of the `n_blocks` poolings."""
-    n_blocks: int = Field(4, ge=1, le=8)
+    n_blocks: int = Field(3, ge=1, le=8)
     """Poolings of each U-Net."""
+    evidence: bool = True
+    """Whether the encoder takes the hand-made evidence beside the image: texture at several scales, without having to
+    learn it first."""
+    reduction: int = Field(2, ge=1, le=8)
+    """The network works on means over so many working pixels a side, and sees so many times as far."""
     final_norm: bool = True
     """Batch normalisation without scale and offset on the encoder's output; keeps classes alive."""
 
@@ -125,15 +133,18 @@ class ModelSettings(_Section):
 class LossSettings(_Section):
     """Weights β of the losses (0 switches one off) and their temperatures τ."""
 
-    image: Weight = 1.0
-    """β of the reconstruction of whole training images."""
+    image: Weight = 0.3
+    """β of the reconstruction of the training images, or of the parts of them that a step sees."""
     patches: Weight = 0.0
     """β of the reconstruction of random patches."""
     cut: Weight = 0.0
     """β of the normalised cut."""
     similarity: Weight = 1.0
-    """β of the cross-entropy against each superpixel's own label."""
-    continuity: Weight = 1.0
+    """β of the cross-entropy against each superpixel's label."""
+    target: Literal["codebook", "own"] = "codebook"
+    """Labels of the similarity: classes of the hand-made evidence, which the network learns to see in their
+    surroundings; or what the network finds itself, as published, which may collapse."""
+    continuity: Weight = 0.1
     """β of the difference between a superpixel and its neighbours."""
     tau_cut: Finite = -1.0
     """τ of the cut's adjacency exp(τ·d), with d the distance of mean colours."""
@@ -151,7 +162,11 @@ class TrainingSettings(_Section):
     batches: int = Field(10, ge=1)
     """Mini-batches, and so optimiser steps, in one epoch."""
     learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False)
-    """Learning rate of Adam."""
+    """Learning rate of Adam, the highest of the schedule."""
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    """Learning rate over the steps: up and down again by half-cosines, or always the same."""
+    weight_decay: Weight = 0.01
+    """Decay of the weights, decoupled from the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the convolutions; "auto" takes bfloat16 where the processor has it."""
 
@@ -162,7 +177,7 @@ class CodebookSettings(_Section):
     evidence: Literal["all", "handmade", "colour", "learned"] = "all"
     """What the codebook describes superpixels by: what the network learned and hand-made colour and texture, one of
     the two, or colour alone. Hand-made evidence and colour need no network and no training."""
-    finest: int = Field(64, ge=1, le=4096)
+    finest: int = Field(32, ge=1, le=4096)
     """Class centres that are fitted in training: the most classes that can be chosen afterwards."""
 
 
@@ -275,39 +290,56 @@ PRESETS: dict[str, dict[str, Any]] = {
     "published-cheetah": {
         "seed": 84,
         "images": {"margin": 10, "scale": 1 / 3, "unsharp_radius": 5.0, "unsharp_amount": 1.0, "normalise": "range"},
-        "patches": {"schedule": ((64, 64, 9), (64, 96, 6), (96, 64, 6), (96, 96, 4))},
+        "patches": {"crop": None, "schedule": ((64, 64, 9), (64, 96, 6), (96, 64, 6), (96, 96, 4))},
         "superpixels": {"count": 12_000, "compactness": 10.0, "sigma": 1.0},
-        "model": {"classes": 32, "ch_mul": 64, "n_blocks": 4, "final_norm": False},
+        "model": {
+            "classes": 32,
+            "ch_mul": 64,
+            "n_blocks": 4,
+            "evidence": False,
+            "reduction": 1,
+            "final_norm": False,
+        },
         "losses": {
             "image": 0.5,
             "patches": 1.0,
             "cut": 0.0,
             "similarity": 0.1,
+            "target": "own",
             "continuity": 0.1,
             "tau_continuity": 1.0,
         },
-        "training": {"epochs": 15, "batches": 8, "learning_rate": 1e-3},
+        "training": {"epochs": 15, "batches": 8, "learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0},
         "labels": {"mode": "argmax_of_mean", "fill_holes": 100},
     },
     "published-hanyu": {
         "seed": 0,
         "images": {"margin": 0, "scale": 1 / 4, "unsharp_radius": 50.0, "unsharp_amount": 4.0, "normalise": "range"},
         "patches": {
+            "crop": None,
             "schedule": ((64, 64, 16), (64, 128, 8), (128, 64, 8), (128, 128, 4)),
             "rows": (None, -50),
             "columns": (100, None),
         },
         "superpixels": {"count": 12_000, "compactness": 10.0, "sigma": 1.0},
-        "model": {"classes": 32, "ch_mul": 64, "n_blocks": 4, "final_norm": False},
+        "model": {
+            "classes": 32,
+            "ch_mul": 64,
+            "n_blocks": 4,
+            "evidence": False,
+            "reduction": 1,
+            "final_norm": False,
+        },
         "losses": {
             "image": 0.0,
             "patches": 1.0,
             "cut": 0.0,
             "similarity": 0.1,
+            "target": "own",
             "continuity": 0.1,
             "tau_continuity": 0.0,
         },
-        "training": {"epochs": 10, "batches": 8, "learning_rate": 1e-3},
+        "training": {"epochs": 10, "batches": 8, "learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0},
         "labels": {"mode": "argmax_of_mean", "remove_objects": 200},
     },
 }

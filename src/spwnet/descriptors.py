@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from spwnet.devices import to_tensor
+from spwnet.superpixels import perceptual
+
+if TYPE_CHECKING:
+    from spwnet.preparation import Prepared
 
 WIDE = 32.0
 """Standard deviation of the surroundings that lightness is compared with, in working pixels."""
@@ -26,7 +32,7 @@ class Kind(NamedTuple):
     weight: float
 
 
-LEARNED_WEIGHT = 0.5
+LEARNED_WEIGHT = 0.4
 """Of what the network learned, against the weights of the hand-made groups."""
 
 GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
@@ -50,7 +56,7 @@ def kinds(evidence: str, channels: int, learned: int, ndim: int = 2) -> list[Kin
     channels : int
         Channels C of the images.
     learned : int
-        Values that the network adds.
+        K, the classes whose probability the network adds.
     ndim : int
         Number of spatial dimensions, 2 or 3.
     """
@@ -66,6 +72,21 @@ def kinds(evidence: str, channels: int, learned: int, ndim: int = 2) -> list[Kin
         for name in names
     ]
     return filters if evidence == "handmade" else [*network, *filters]
+
+
+def network_input(prepared: Prepared, device: torch.device | str, *, evidence: bool) -> Tensor:
+    """Return what the network takes of an image: the image itself and, if asked for, the hand-made evidence.
+
+    Returns
+    -------
+    (1, C + E, *spatial) float32 tensor
+    """
+    device = torch.device(device)
+    pixels = to_tensor(prepared.network, device)
+    if not evidence:
+        return pixels
+    image = to_tensor(perceptual(prepared.unit, rgb=prepared.rgb), device)[0].contiguous()
+    return torch.cat([pixels, handmade(image)[None]], dim=1)
 
 
 def handmade(perceptual: Tensor) -> Tensor:

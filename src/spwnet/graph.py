@@ -31,17 +31,49 @@ class RegionGraph:
         Adjacent superpixels (i, j), each pair in both directions, sorted by i then j.
     distances : (E,) float32 tensor
         d_ij, the Euclidean distance of the mean colours of i and j.
+    contacts : (E,) float32 tensor
+        Pairs of adjacent pixels, one in i and one in j: the length of the boundary between them.
     """
 
     labels: Tensor
     sizes: Tensor
     edges: Tensor
     distances: Tensor
+    contacts: Tensor
 
     @property
     def count(self) -> int:
         """Number of superpixels N."""
         return self.sizes.shape[0]
+
+    def part(self, pixels: Tensor) -> tuple[RegionGraph, Tensor]:
+        """Return the graph of a part of the image: the superpixels in it and the edges between them.
+
+        Parameters
+        ----------
+        pixels : (*spatial) int64 tensor
+            Places of the part's pixels in the order of the flattened image.
+
+        Returns
+        -------
+        graph : RegionGraph
+            Of n superpixels, its labels in the order of the flattened part.
+        nodes : (n,) int64 tensor
+            Which superpixels of the whole they are.
+        """
+        nodes, labels, counts = torch.unique(self.labels[pixels.flatten()], return_inverse=True, return_counts=True)
+        place = self.edges.new_full((self.count,), -1)
+        place[nodes] = torch.arange(len(nodes), device=place.device)
+        edges = place[self.edges]
+        inside = (edges >= 0).all(0)
+        part = RegionGraph(
+            labels=labels,
+            sizes=counts.to(self.sizes.dtype),
+            edges=edges[:, inside],
+            distances=self.distances[inside],
+            contacts=self.contacts[inside],
+        )
+        return part, nodes
 
     def pool(self, features: Tensor) -> Tensor:
         """Average over each superpixel: F_i = mean of f over {p : s_p = i}.
@@ -118,20 +150,24 @@ def build_graph(superpixels: Superpixels, unit: NDArray[Any], device: torch.devi
     channels = np.asarray(unit).reshape(flat.size, -1)
     means = np.stack([np.bincount(flat, weights=c, minlength=count) / sizes for c in channels.T], axis=1)
 
-    first, second = adjacent_pairs(superpixels.labels, count)
+    first, second, contacts = adjacent_pairs(superpixels.labels, count)
     edges = np.concatenate([np.stack([first, second]), np.stack([second, first])], axis=1)
-    edges = edges[:, np.lexsort((edges[1], edges[0]))]
+    order = np.lexsort((edges[1], edges[0]))
+    edges, contacts = edges[:, order], np.concatenate([contacts, contacts])[order]
     distances = np.sqrt(np.square(means[edges[0]] - means[edges[1]]).sum(1))
     return RegionGraph(
         labels=torch.from_numpy(flat.astype(np.int64)).to(device),
         sizes=torch.from_numpy(sizes.astype(np.float32)).to(device),
         edges=torch.from_numpy(edges).to(device),
         distances=torch.from_numpy(distances.astype(np.float32)).to(device),
+        contacts=torch.from_numpy(contacts.astype(np.float32)).to(device),
     )
 
 
-def adjacent_pairs(labels: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (i, j), i < j, of labels 0 … `count` − 1 that touch, each once, in ascending order."""
+def adjacent_pairs(
+    labels: NDArray[np.int32], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (i, j), i < j, of labels 0 … `count` − 1 that touch, in ascending order, and the pixel pairs of each."""
     codes = []
     for offset in half_neighbourhood(labels.ndim):
         here, there = shifted(labels.shape, offset)
@@ -139,5 +175,5 @@ def adjacent_pairs(labels: NDArray[np.int32], count: int) -> tuple[NDArray[np.in
         apart = a != b
         a, b = a[apart].astype(np.int64), b[apart].astype(np.int64)
         codes.append(np.minimum(a, b) * count + np.maximum(a, b))
-    unique = np.unique(np.concatenate(codes))
-    return unique // count, unique % count
+    unique, contacts = np.unique(np.concatenate(codes), return_counts=True)
+    return unique // count, unique % count, contacts

@@ -152,6 +152,19 @@ def dense_cut_weights(
     return weights, offsets
 
 
+def cropped_cut_weights(
+    weights: Tensor, offsets: list[tuple[int, ...]], part: tuple[slice, ...]
+) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """Weights of `dense_cut_weights` for a part of the image: none to pixels outside it."""
+    cropped = weights[(slice(None), *part)].clone()
+    for weight, offset in zip(cropped, offsets, strict=True):
+        here, _ = shifted(tuple(weight.shape), offset)
+        inside = torch.zeros_like(weight)
+        inside[here] = 1
+        weight *= inside
+    return cropped, offsets
+
+
 def _weighted_neighbours(x: Tensor, weights: Tensor, offsets: list[tuple[int, ...]]) -> Tensor:
     """Sum over q of w_pq x(q), the pixel itself included, for each channel of x."""
     out = x.clone()

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
+LEAST_DEVIATION = 1e-4
+SHARPNESS = 2.0
+"""Factor of the features where classes are given: normalised, they could not be sure of any."""
+MOST_DEVIATIONS = 5.0
+"""Evidence further from its mean, in standard deviations, counts as so far."""
 
 
 class Block(nn.Module):
@@ -83,11 +95,6 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c_in, *spatial) to (B, c_out, *spatial); each side a multiple of 2^n_blocks."""
-        out: Tensor = self.final(self.body(x))
-        return out
-
-    def body(self, x: Tensor) -> Tensor:
-        """Return what the last 1×1 convolution takes in, (B, ch_mul, *spatial)."""
         skips = []
         for block in self.down[:-1]:
             x = block(x)
@@ -96,7 +103,8 @@ class UNet(nn.Module):
         x = self.down[-1](x)
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
-        return x
+        out: Tensor = self.final(x)
+        return out
 
 
 class WNet(nn.Module):
@@ -106,6 +114,10 @@ class WNet(nn.Module):
     ----------
     channels : int
         Channels C of the images.
+    evidence : int
+        Channels E of hand-made evidence that the encoder takes beside the image; the decoder gives back the image.
+    reduction : int
+        The network works on means over so many pixels a side, and its output is interpolated.
     classes : int
         K.
     ch_mul, n_blocks, ndim : int
@@ -126,12 +138,20 @@ class WNet(nn.Module):
         ch_mul: int = 16,
         n_blocks: int = 4,
         *,
+        evidence: int = 0,
+        reduction: int = 1,
         ndim: int = 2,
         final_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.multiple = 2**n_blocks
-        self.encoder = UNet(channels, classes, ch_mul, n_blocks, ndim)
+        self.evidence_mean: Tensor | None
+        self.evidence_std: Tensor | None
+        self.channels, self.reduction = channels, reduction
+        self.multiple = 2**n_blocks * reduction
+        shape = (1, evidence, *[1] * ndim)
+        self.register_buffer("evidence_mean", torch.zeros(shape) if evidence else None)
+        self.register_buffer("evidence_std", torch.ones(shape) if evidence else None)
+        self.encoder = UNet(channels + evidence, classes, ch_mul, n_blocks, ndim)
         self.norm = NORM[ndim](classes, affine=False) if final_norm else nn.Identity()
         self.decoder = UNet(classes, channels, ch_mul, n_blocks, ndim)
 
@@ -140,7 +160,7 @@ class WNet(nn.Module):
 
         Parameters
         ----------
-        x : (B, C, *spatial) tensor
+        x : (B, C + E, *spatial) tensor
 
         Returns
         -------
@@ -149,25 +169,44 @@ class WNet(nn.Module):
         reconstruction : (B, C, *spatial) tensor
             x̂, the decoder's output from softmax(f).
         """
-        f = self.norm(self.encoder(self._padded(x)))
+        f = self.norm(self.encoder(self._taken_in(x)))
         reconstruction = self.decoder(functional.softmax(f.float(), dim=1))
-        return self._cropped(f, x), self._cropped(reconstruction, x)
+        return self._given_out(f, x), self._given_out(reconstruction, x)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the features alone, (B, K, *spatial)."""
-        return self._cropped(self.norm(self.encoder(self._padded(x))), x)
+        return self._given_out(self.norm(self.encoder(self._taken_in(x))), x)
 
-    def describe(self, x: Tensor) -> Tensor:
-        """Return the encoder's last hidden layer, (B, ch_mul, *spatial): richer than the K features."""
-        return self._cropped(self.encoder.body(self._padded(x)), x)
+    def classify(self, x: Tensor) -> Tensor:
+        """Return the probability of each class at each pixel, (B, K, *spatial), as sure as `SHARPNESS` makes it."""
+        return functional.softmax(SHARPNESS * self.encode(x), dim=1)
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """Repeat the last row and column until each side is a multiple of 2^n_blocks."""
+    @torch.no_grad()
+    def scale_evidence(self, images: Sequence[Tensor]) -> None:
+        """Scale the evidence by its mean and standard deviation over all pixels of images (1, C + E, *spatial)."""
+        if self.evidence_mean is None:
+            return
+        axes = tuple(range(2, images[0].ndim))
+        means = torch.stack([image[:, self.channels :].mean(axes, keepdim=True) for image in images])
+        squares = torch.stack([image[:, self.channels :].var(axes, keepdim=True) for image in images])
+        mean = means.mean(0)
+        self.evidence_mean = mean
+        self.evidence_std = torch.sqrt((squares + (means - mean).square()).mean(0)).clamp(min=LEAST_DEVIATION)
+
+    def _taken_in(self, x: Tensor) -> Tensor:
+        """Scale the evidence, repeat the last row and column until all sides divide, and reduce."""
+        if self.evidence_mean is not None and self.evidence_std is not None:
+            image, evidence = x[:, : self.channels], x[:, self.channels :]
+            scaled = (evidence - self.evidence_mean) / self.evidence_std
+            x = torch.cat([image, scaled.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)], dim=1)
         missing = [-size % self.multiple for size in reversed(x.shape[2:])]
-        if not any(missing):
-            return x
-        return functional.pad(x, [side for size in missing for side in (0, size)], mode="replicate")
+        if any(missing):
+            x = functional.pad(x, [side for size in missing for side in (0, size)], mode="replicate")
+        return x if self.reduction == 1 else AVERAGE[x.ndim - 2](x, self.reduction)
 
-    @staticmethod
-    def _cropped(y: Tensor, like: Tensor) -> Tensor:
-        return y[(slice(None), slice(None), *(slice(size) for size in like.shape[2:]))].float()
+    def _given_out(self, y: Tensor, like: Tensor) -> Tensor:
+        """Interpolate to pixels and crop to the size that came in, in float32."""
+        y = y.float()
+        if self.reduction > 1:
+            y = functional.interpolate(y, scale_factor=self.reduction, mode=LINEAR[y.ndim - 2], align_corners=False)
+        return y[(slice(None), slice(None), *(slice(size) for size in like.shape[2:]))]

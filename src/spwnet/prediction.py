@@ -12,7 +12,7 @@ import torch
 
 from spwnet.classes import clean
 from spwnet.codebook import Descriptors
-from spwnet.descriptors import handmade
+from spwnet.descriptors import handmade, network_input
 from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
@@ -84,19 +84,21 @@ def describe(
         Rows of D values, the sizes of `evidence_kinds` added up; without superpixels one for each pixel.
     """
     device = torch.device(device)
-    evidence = settings.codebook.evidence
+    evidence, channels = settings.codebook.evidence, prepared.network.shape[-1]
     maps = []
-    if network is not None and settings.learns:
-        pixels = to_tensor(prepared.network, device)
+    filters = None
+    if network is not None and evidence in ("all", "learned"):
+        pixels = network_input(prepared, device, evidence=settings.model.evidence)
         with arithmetic(device, convolution_type(settings.training.precision, device)):
-            maps.append(network.describe(pixels)[0])
+            maps.append(network.classify(pixels)[0])
+        filters = pixels[0, channels:] if settings.model.evidence else None
     if evidence != "learned":
         image = to_tensor(perceptual(prepared.unit, rgb=prepared.rgb), device)[0].contiguous()
-        maps.append(image if evidence == "colour" else handmade(image))
+        maps.append(image if evidence == "colour" else handmade(image) if filters is None else filters)
     if graph is None:
         return Descriptors(torch.cat(maps).flatten(1).T.contiguous().cpu().numpy())
     pooled = torch.cat([graph.pool(part) for part in maps], dim=1)
-    return Descriptors(pooled.cpu().numpy(), graph.edges.cpu().numpy())
+    return Descriptors(pooled.cpu().numpy(), graph.edges.cpu().numpy(), graph.contacts.cpu().numpy())
 
 
 @deterministic()
@@ -133,7 +135,7 @@ def predict(
         nodes = graph.labels.cpu().numpy()
         return classes[nodes].reshape(shape), uncertainty[nodes].reshape(shape)
     assert model.network is not None
-    pixels = to_tensor(prepared.network, model.device)
+    pixels = network_input(prepared, model.device, evidence=model.settings.model.evidence)
     with arithmetic(model.device, convolution_type(model.settings.training.precision, model.device)):
         features = model.network.encode(pixels)[0]
     rows = features.flatten(1).T if graph is None else graph.pool(features)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spwnet.devices import arithmetic, convolution_type, to_tensor
+from spwnet.descriptors import network_input
+from spwnet.devices import arithmetic, convolution_type
 from spwnet.outputs import grid, overlay
 from spwnet.preparation import to_display
 
@@ -34,7 +35,7 @@ def reconstruct(model: TrainedModel, prepared: Prepared) -> NDArray[np.float32]:
     """
     assert model.network is not None
     with arithmetic(model.device, convolution_type(model.settings.training.precision, model.device)):
-        _, output = model.network(to_tensor(prepared.network, model.device))
+        _, output = model.network(network_input(prepared, model.device, evidence=model.settings.model.evidence))
     image = np.moveaxis(output[0].float().cpu().numpy(), 0, -1)
     normalisation = model.normalisation
     if normalisation.standardise:

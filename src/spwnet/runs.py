@@ -136,7 +136,15 @@ def make_network(settings: Settings, channels: int) -> WNet:
     model = settings.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return WNet(channels, model.classes, model.ch_mul, model.n_blocks, final_norm=model.final_norm)
+        return WNet(
+            channels,
+            model.classes,
+            model.ch_mul,
+            model.n_blocks,
+            evidence=sum(kind.size for kind in kinds("handmade", channels, 0)) if model.evidence else 0,
+            reduction=model.reduction,
+            final_norm=model.final_norm,
+        )
 
 
 class Run:
@@ -309,7 +317,7 @@ class Run:
 
 def evidence_kinds(settings: Settings, channels: int) -> list[Kind]:
     """Return the kinds of evidence of the settings' descriptors."""
-    return kinds(settings.codebook.evidence, channels, settings.model.ch_mul)
+    return kinds(settings.codebook.evidence, channels, settings.model.classes)
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

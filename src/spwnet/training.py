@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from torch import Tensor
 from spwnet import losses
 from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format, to_tensor
 from spwnet.errors import InputError, RunError, Stopped
+from spwnet.model import SHARPNESS
 from spwnet.patches import check_schedule, make_schedule, patch_region, sample_patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from spwnet.config import Settings
     from spwnet.graph import RegionGraph
@@ -29,6 +32,16 @@ CHECKPOINT_SECONDS = 60.0
 PREVIEW_SECONDS = 5.0
 PREVIEW_SHARE = 0.1
 """Share of the training time that previews may take."""
+MOST_TOGETHER = 8
+"""Parts of images that go through the network together."""
+MOST_CALIBRATED = 4
+"""Whole images that batch statistics are taken over at a time."""
+JITTER = 0.2
+"""Random shift of each channel of the evidence in a step, over its standard deviation."""
+WARM_UP = 0.3
+"""Share of the steps in which the learning rate rises."""
+FIRST_RATE, LAST_RATE = 0.04, 1e-4
+"""Learning rate of the first and of the last step, over the highest."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +50,10 @@ class TrainingImage:
 
     Attributes
     ----------
-    pixels : (1, C, H, W) tensor
-        Input of the network.
+    pixels : (1, C + E, H, W) tensor
+        Input of the network: the image, and the evidence if it takes any.
+    channels : int
+        C, the channels to reconstruct.
     patch_region : ((top, bottom), (left, right))
         Rows and columns that patches are drawn from.
     graph : RegionGraph or None
@@ -47,13 +62,17 @@ class TrainingImage:
         Weights of the normalised cut: of the graph's edges, or between pixels in dense mode.
     continuity : (E,) tensor or None
         Weights of the graph's edges for the continuity.
+    target : (N,) int64 tensor or None
+        Class of each superpixel, or pixel, that the similarity compares with; None takes the network's own.
     """
 
     pixels: Tensor
+    channels: int
     patch_region: tuple[tuple[int, int], tuple[int, int]]
     graph: RegionGraph | None
     cut: Tensor | tuple[Tensor, list[tuple[int, ...]]] | None
     continuity: Tensor | None
+    target: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,78 +120,175 @@ def check_images(prepared: Sequence[Prepared], settings: Settings) -> None:
 
 
 def set_up_image(
-    prepared: Prepared, graph: RegionGraph | None, settings: Settings, device: torch.device
+    pixels: Tensor,
+    prepared: Prepared,
+    graph: RegionGraph | None,
+    settings: Settings,
+    target: NDArray[np.integer[Any]] | None = None,
 ) -> TrainingImage:
-    """Bring one image to the device, with the weights that stay the same in every step."""
-    weights = settings.losses
-    cut: Tensor | tuple[Tensor, list[tuple[int, ...]]] | None = None
-    continuity = None
-    if weights.cut > 0:
-        if graph is None:
-            cut = losses.dense_cut_weights(to_tensor(prepared.unit, device)[0])
-        else:
-            cut = graph.cut_weights(weights.tau_cut)
-    if weights.continuity > 0 and graph is not None:
-        continuity = graph.continuity_weights(weights.tau_continuity)
+    """Gather what the losses need of one image, with the weights that stay the same in every step.
+
+    Parameters
+    ----------
+    pixels : (1, C + E, H, W) tensor
+        From `network_input`.
+    prepared : Prepared
+    graph : RegionGraph or None
+    settings : Settings
+    target : (N,) int array, optional
+        Classes for the similarity.
+    """
     return TrainingImage(
-        pixels=to_tensor(prepared.network, device),
+        pixels=pixels,
+        channels=prepared.network.shape[-1],
         patch_region=patch_region(prepared.network.shape[:2], settings.patches),
         graph=graph,
-        cut=cut,
-        continuity=continuity,
+        cut=_cut_weights(to_tensor(prepared.unit, pixels.device)[0], graph, settings),
+        continuity=_continuity_weights(graph, settings),
+        target=None if target is None else torch.from_numpy(target.astype(np.int64)).to(pixels.device),
+    )
+
+
+def _cut_weights(
+    unit: Tensor, graph: RegionGraph | None, settings: Settings
+) -> Tensor | tuple[Tensor, list[tuple[int, ...]]] | None:
+    if settings.losses.cut == 0:
+        return None
+    return losses.dense_cut_weights(unit) if graph is None else graph.cut_weights(settings.losses.tau_cut)
+
+
+def _continuity_weights(graph: RegionGraph | None, settings: Settings) -> Tensor | None:
+    if settings.losses.continuity == 0 or graph is None:
+        return None
+    return graph.continuity_weights(settings.losses.tau_continuity)
+
+
+def cropped(image: TrainingImage, settings: Settings, rng: np.random.Generator) -> TrainingImage:
+    """Draw the part of an image that a step sees: a square at a random place, or all of it."""
+    height, width = image.pixels.shape[2:]
+    side = settings.patches.crop
+    if side is None or side >= max(height, width):
+        return image
+    top, left = (int(rng.integers(n - min(side, n) + 1)) for n in (height, width))
+    rows, columns = slice(top, top + side), slice(left, left + side)
+    pixels = image.pixels[:, :, rows, columns]
+    places = torch.arange(height * width, device=pixels.device).view(height, width)[rows, columns]
+    if image.graph is None:
+        cut = image.cut
+        if isinstance(cut, tuple):
+            cut = losses.cropped_cut_weights(*cut, (rows, columns))
+        target = None if image.target is None else image.target[places.flatten()]
+        return replace(image, pixels=pixels, cut=cut, target=target)
+    graph, nodes = image.graph.part(places)
+    return replace(
+        image,
+        pixels=pixels,
+        graph=graph,
+        cut=None if image.cut is None else graph.cut_weights(settings.losses.tau_cut),
+        continuity=_continuity_weights(graph, settings),
+        target=None if image.target is None else image.target[nodes],
     )
 
 
 def loss_terms(
-    network: WNet, image: TrainingImage, settings: Settings, rng: np.random.Generator, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Compute every loss whose weight is above 0 for one image, {name: scalar}."""
-    weights = settings.losses
-    terms: dict[str, Tensor] = {}
-    device = image.pixels.device
+    network: WNet, images: Sequence[TrainingImage], settings: Settings, rng: np.random.Generator, dtype: torch.dtype
+) -> list[dict[str, Tensor]]:
+    """Compute every loss whose weight is above 0, {name: scalar} for each image.
+
+    Parameters
+    ----------
+    network : WNet
+    images : sequence of TrainingImage
+        Of one size: they go through the network together.
+    settings : Settings
+    rng : numpy Generator
+    dtype : torch dtype
+        Arithmetic of the convolutions.
+    """
+    weights, channels = settings.losses, images[0].channels
+    several: list[dict[str, Tensor]] = [{} for _ in images]
     if weights.patches > 0:
-        errors = []
-        for height, width, count in make_schedule(settings.patches):
-            patches = sample_patches(image.pixels[0], height, width, count, rng, image.patch_region)
-            patches = patches.contiguous(memory_format=memory_format(patches.ndim - 2))
-            with arithmetic(device, dtype):
-                _, output = network(patches)
-            errors.append(losses.reconstruction(output, patches))
-        terms["patches"] = torch.stack(errors).mean()
+        for image, terms in zip(images, several, strict=True):
+            terms["patches"] = _patch_error(network, image, settings, rng, dtype)
     if not any((weights.image, weights.cut, weights.similarity, weights.continuity)):
-        return terms
-    with arithmetic(device, dtype):
-        if weights.image > 0:
-            features, output = network(image.pixels)
-            terms["image"] = losses.reconstruction(output, image.pixels)
+        return several
+    images = [cropped(image, settings, rng) for image in images]
+    pixels = torch.cat([_jittered(image, rng) for image in images])
+    pixels = pixels.contiguous(memory_format=memory_format(pixels.ndim - 2))
+    with arithmetic(pixels.device, dtype):
+        features, output = network(pixels) if weights.image > 0 else (network.encode(pixels), None)
+    for index, (image, terms) in enumerate(zip(images, several, strict=True)):
+        if output is not None:
+            terms["image"] = losses.reconstruction(output[index], image.pixels[0, :channels])
+        terms |= _segmentation_terms(features[index], image, settings)
+    return several
+
+
+def _patch_error(
+    network: WNet, image: TrainingImage, settings: Settings, rng: np.random.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Mean over the patch sizes of the reconstruction's error."""
+    errors = []
+    for height, width, count in make_schedule(settings.patches):
+        patches = sample_patches(image.pixels[0], height, width, count, rng, image.patch_region)
+        patches = patches.contiguous(memory_format=memory_format(patches.ndim - 2))
+        with arithmetic(patches.device, dtype):
+            _, output = network(patches)
+        errors.append(losses.reconstruction(output, patches[:, : image.channels]))
+    return torch.stack(errors).mean()
+
+
+def together(images: Sequence[TrainingImage], most: int) -> list[list[TrainingImage]]:
+    """Divide images into groups of one size, `most` at most, in their order."""
+    groups: list[list[TrainingImage]] = []
+    for image in images:
+        fits = groups and len(groups[-1]) < most and groups[-1][0].pixels.shape == image.pixels.shape
+        if fits:
+            groups[-1].append(image)
         else:
-            features = network.encode(image.pixels)
-    return terms | _segmentation_terms(features[0], image, settings)
+            groups.append([image])
+    return groups
+
+
+def _jittered(image: TrainingImage, rng: np.random.Generator) -> Tensor:
+    """Shift each channel of the evidence at random, so that the network trusts no single one."""
+    evidence = image.pixels[:, image.channels :]
+    if evidence.shape[1] == 0:
+        return image.pixels
+    shifts = torch.from_numpy(rng.standard_normal(evidence.shape[1]).astype(np.float32)).to(evidence.device)
+    shape = (1, -1, *[1] * (evidence.ndim - 2))
+    spread = evidence.std(tuple(range(2, evidence.ndim)), keepdim=True)
+    return torch.cat([image.pixels[:, : image.channels], evidence + JITTER * spread * shifts.view(shape)], dim=1)
 
 
 def _segmentation_terms(features: Tensor, image: TrainingImage, settings: Settings) -> dict[str, Tensor]:
     """Cut, similarity and continuity, on superpixels or between pixels."""
     weights, graph = settings.losses, image.graph
     terms: dict[str, Tensor] = {}
-    if graph is None:
-        if weights.cut > 0:
+    pooled = features.flatten(1).T if graph is None else graph.pool(features)
+    if weights.cut > 0:
+        if graph is None:
             cut_weights, offsets = image.cut  # type: ignore[misc]
             terms["cut"] = losses.dense_cut(features.softmax(0), cut_weights, offsets)
-        if weights.similarity > 0:
-            terms["similarity"] = losses.similarity(features, features.detach().flatten(1).argmax(0))
-        if weights.continuity > 0:
-            terms["continuity"] = losses.dense_continuity(features)
-        return terms
-    pooled = graph.pool(features)
-    if weights.cut > 0:
-        terms["cut"] = losses.normalised_cut(pooled, graph.edges, image.cut)  # type: ignore[arg-type]
+        else:
+            terms["cut"] = losses.normalised_cut(pooled, graph.edges, image.cut)  # type: ignore[arg-type]
     if weights.similarity > 0:
-        mode = settings.labels.mode
-        # Centres are fitted after training: until then the labels are those of the network.
-        nodes = graph.node_labels(features, pooled, "argmax_of_mean" if mode == "codebook" else mode)
-        terms["similarity"] = losses.similarity(features, nodes[graph.labels])
+        sharpness = 1.0
+        if image.target is not None:
+            nodes, sharpness = image.target, SHARPNESS
+        elif graph is None:
+            nodes = pooled.detach().argmax(1)
+        else:
+            mode = settings.labels.mode
+            # Centres are fitted after training: until then the labels are those of the network.
+            nodes = graph.node_labels(features, pooled, "argmax_of_mean" if mode == "codebook" else mode)
+        labels = nodes if graph is None else nodes[graph.labels]
+        terms["similarity"] = losses.similarity(sharpness * features, labels)
     if weights.continuity > 0:
-        terms["continuity"] = losses.continuity(pooled, graph.edges, image.continuity)  # type: ignore[arg-type]
+        if graph is None:
+            terms["continuity"] = losses.dense_continuity(features)
+        else:
+            terms["continuity"] = losses.continuity(pooled, graph.edges, image.continuity)  # type: ignore[arg-type]
     return terms
 
 
@@ -200,12 +316,14 @@ def step(
     sums: dict[str, float] = {}
     network.train()
     optimiser.zero_grad(set_to_none=True)
-    for image in images:
-        terms = loss_terms(network, image, settings, rng, dtype)
-        total = losses.weighted_sum(terms, weights)
-        total.backward()  # type: ignore[no-untyped-call]
-        for name, value in {**terms, "total": total}.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
+    # Whole images one by one, as published: that many activations are kept at a time.
+    for group in together(images, 1 if settings.patches.crop is None else MOST_TOGETHER):
+        several = loss_terms(network, group, settings, rng, dtype)
+        totals = [losses.weighted_sum(terms, weights) for terms in several]
+        torch.stack(totals).sum().backward()  # type: ignore[no-untyped-call]
+        for terms, total in zip(several, totals, strict=True):
+            for name, value in {**terms, "total": total}.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
     odd = [name for name, value in sums.items() if not math.isfinite(value)]
     if odd:
         raise RunError(
@@ -216,9 +334,29 @@ def step(
     return sums
 
 
+def learning_rate(number: int, settings: Settings) -> float:
+    """Return the learning rate of a step, counted from 0: constant, or one cycle of two half-cosines [1]_.
+
+    References
+    ----------
+    .. [1] L. N. Smith, N. Topin, Super-convergence: very fast training of neural networks using large learning rates,
+       arXiv 1708.07120, 2017.
+    """
+    highest = settings.training.learning_rate
+    if settings.training.schedule == "constant":
+        return highest
+    total = settings.training.epochs * settings.training.batches
+    turn = WARM_UP * (total - 1)
+    if number < turn:
+        start, end, share = FIRST_RATE, 1.0, number / turn
+    else:
+        start, end, share = 1.0, LAST_RATE, (number - turn) / max(total - 1 - turn, 1)
+    return highest * (end + (start - end) * (1 + math.cos(math.pi * share)) / 2)
+
+
 @torch.no_grad()
 def calibrate(network: WNet, images: Sequence[TrainingImage], dtype: torch.dtype) -> None:
-    """Set the batch statistics to the mean of those of the whole training images.
+    """Set the batch statistics to those of the whole training images.
 
     The running averages of training mix small patches and whole images; prediction sees whole images.
     """
@@ -228,9 +366,10 @@ def calibrate(network: WNet, images: Sequence[TrainingImage], dtype: torch.dtype
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    for image in images:
-        with arithmetic(image.pixels.device, dtype):
-            network(image.pixels)
+    for group in together(images, MOST_CALIBRATED):
+        pixels = torch.cat([image.pixels for image in group])
+        with arithmetic(pixels.device, dtype):
+            network(pixels.contiguous(memory_format=memory_format(pixels.ndim - 2)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
@@ -281,7 +420,8 @@ def fit(
     device = images[0].pixels.device
     dtype = convolution_type(settings.training.precision, device)
     network.to(device, memory_format=memory_format(images[0].pixels.ndim - 2))  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.training.learning_rate)
+    # With a weight decay of 0, as published, this is Adam.
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=settings.training.weight_decay)
     first = run.load_checkpoint(network, optimiser) if run is not None and resume else 0
     total = settings.training.epochs * settings.training.batches
     start = saved = previewed = time.monotonic()
@@ -290,6 +430,8 @@ def fit(
         for number in range(first, total):
             # Each step has its own random numbers, so that a resumed training draws the same.
             rng = np.random.default_rng([settings.seed, number])
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(number, settings)
             terms = step(network, optimiser, images, settings, rng, dtype)
             done = number + 1
             now = time.monotonic()

@@ -13,7 +13,15 @@ from tests.reference.published import load, state_dict
 SETTINGS = make_settings(
     overrides={
         "model": {"classes": 4, "ch_mul": 4, "n_blocks": 2, "final_norm": False},
-        "losses": {"image": 1, "cut": 0.5, "similarity": 0.1, "continuity": 0.2, "tau_cut": -1, "tau_continuity": 1},
+        "losses": {
+            "image": 1,
+            "cut": 0.5,
+            "similarity": 0.1,
+            "continuity": 0.2,
+            "tau_cut": -1,
+            "tau_continuity": 1,
+            "target": "own",
+        },
         "training.learning_rate": 1e-3,
     }
 )
@@ -32,6 +40,7 @@ def test_five_steps_equal_published():
     graph = build_graph(superpixels_from_labels(golden["superpixels"], image.shape[:2]), image)
     batch = TrainingImage(
         pixels=torch.from_numpy(image).permute(2, 0, 1)[None],
+        channels=3,
         patch_region=((0, 32), (0, 48)),
         graph=graph,
         cut=graph.cut_weights(SETTINGS.losses.tau_cut),
