@@ -155,9 +155,14 @@ def _at_truth(data: Set, number: int) -> tuple[NDArray[Any], bool]:
     shape = data.truth_of(number if number in data.labelled else next(iter(data.labelled))).shape
     if part.shape[:2] == shape:
         return part, rgb
-    from skimage.transform import resize
+    from PIL import Image
 
-    reduced = resize(part, shape, order=1, anti_aliasing=True, preserve_range=True)
+    size = (shape[1], shape[0])
+    channels = [
+        np.asarray(Image.fromarray(part[..., c].astype(np.float32)).resize(size, Image.Resampling.BOX))
+        for c in range(part.shape[-1])
+    ]
+    reduced = np.stack(channels, axis=-1)
     return (np.rint(reduced).astype(part.dtype) if part.dtype.kind in "ui" else reduced), rgb
 
 

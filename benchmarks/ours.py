@@ -7,11 +7,14 @@ import inspect
 import time
 from dataclasses import dataclass, field
 from functools import reduce
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import spwnet
 from spwnet import Settings, SpwnetError, TrainedModel, make_settings
 from spwnet.config import merged, nested
+from spwnet.images import label_image, open_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,11 +54,12 @@ class Unavailable(SpwnetError):
 
 @dataclass(frozen=True)
 class Segmented:
-    """Classes, and uncertainty in 0…1 if asked for, by frame number; and the seconds it took."""
+    """Classes, and uncertainty in 0…1 if asked for, by frame number; the seconds it took, and for how many images."""
 
     labels: dict[int, NDArray[Any]]
     uncertainty: dict[int, NDArray[Any]] | None
     seconds: float
+    images: int
 
 
 def settings_of(variant: Variant, seed: int, changes: dict[str, Any] | None = None) -> Settings:
@@ -79,14 +83,9 @@ def train(data: Set, settings: Settings, device: str = "auto") -> tuple[TrainedM
 
 
 def segment(
-    model: TrainedModel,
-    data: Set,
-    frames: Sequence[int] | None = None,
-    *,
-    classes: int | None = None,
-    uncertainty: bool = False,
+    model: TrainedModel, data: Set, frames: Sequence[int], *, classes: int | None = None, uncertainty: bool = False
 ) -> Segmented:
-    """Segment frames, all of them if None; into another number of classes than the settings', if given.
+    """Segment frames, into another number of classes than the settings' if one is given.
 
     Raises
     ------
@@ -101,13 +100,24 @@ def segment(
         if not knows_uncertainty():
             raise Unavailable("no uncertainty in this version")
         more["uncertainty"] = True
-    numbers = list(data.images.numbers) if frames is None else list(frames)
     start = time.perf_counter()
-    result = spwnet.segment(model, data.images, frames=numbers, **more)
+    result = spwnet.segment(model, data.images, frames=list(frames), **more)
     seconds = time.perf_counter() - start
-    labels = dict(zip(numbers, result.labels, strict=True))
-    doubt = dict(zip(numbers, getattr(result, "uncertainty"), strict=True)) if uncertainty else None  # noqa: B009
-    return Segmented(labels, doubt, seconds)
+    labels = dict(zip(frames, result.labels, strict=True))
+    doubt: Any = getattr(result, "uncertainty", None)
+    return Segmented(labels, dict(zip(frames, doubt, strict=True)) if uncertainty else None, seconds, len(frames))
+
+
+def segment_whole(model: TrainedModel, data: Set, frames: Sequence[int]) -> Segmented:
+    """Segment every image of a set into a folder, and return the classes of `frames`: a long video fills the memory."""
+    with TemporaryDirectory() as scratch:
+        start = time.perf_counter()
+        result = spwnet.segment(model, data.images, scratch)
+        seconds = time.perf_counter() - start
+        written = open_images([Path(scratch) / "labels" / f"{name}.png" for name in result.names])
+        position = {number: k for k, number in enumerate(data.images.numbers)}
+        labels = {number: label_image(written, position[number]) for number in frames}
+    return Segmented(labels, None, seconds, len(result.names))
 
 
 def knows_uncertainty() -> bool:

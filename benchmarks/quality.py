@@ -97,7 +97,7 @@ def run_baselines(results: Results, found: Set, seeds: Sequence[int], most: int 
             for seed in seeds:
                 results.once(
                     {"kind": "baseline", "set": found.name, "method": method, "seed": seed},
-                    {"frames": len(frames)},
+                    {"frames": len({*frames, *found.training})},
                     lambda kinds=kinds, classes=classes, seed=seed, method=method: work(kinds, classes, seed, method),
                 )
 
@@ -107,7 +107,7 @@ def run_ours(
     whole: bool, example: bool, device: str, changes: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train once and measure all that is asked of this model."""
-    frames = None if whole else sorted({*found.scored(most), *found.training})
+    frames = sorted({*found.scored(most), *found.training})
     main = variant == ours.FULL
     doubt = main and "uncertainty" in parts and ours.knows_uncertainty()
     few = main and "naming" in parts
@@ -116,25 +116,24 @@ def run_ours(
         settings = ours.settings_of(ours.VARIANTS[variant], seed, changes)
         model, seconds = ours.train(found, settings, device)
         record: dict[str, Any] = {"train": seconds, "results": {}, "problems": {}, "score": ours.score_of(model)}
-        segmented = ours.segment(model, found, frames)
-        record |= {"segment": segmented.seconds, "segmented": len(segmented.labels)}
-        scored = {number: segmented.labels[number] for number in {*found.scored(most), *found.training}}
-        named = record["results"][str(ours.CLASSES)] = _scored(found, scored)
+        segmented = (ours.segment_whole if whole else ours.segment)(model, found, frames)
+        record |= {"segment": segmented.seconds, "segmented": segmented.images}
+        named = record["results"][str(ours.CLASSES)] = _scored(found, segmented.labels)
         if example:
             results.write_example(found.name, variant, segmented.labels[example_frame(found, most)])
         names = {int(k): v for k, v in named["names"].items()}
         try:
             if few:
-                again = ours.segment(model, found, list(scored), classes=ours.FEW).labels
+                again = ours.segment(model, found, frames, classes=ours.FEW).labels
                 record["results"][str(ours.FEW)] = _scored(found, again)
         except SpwnetError as error:
             record["problems"][f"{ours.FEW} classes"] = str(error)
         if doubt:
-            again = ours.segment(model, found, list(scored), uncertainty=True)
+            again = ours.segment(model, found, frames, uncertainty=True)
             record["risk"] = scores.risk(found, again.labels, again.uncertainty or {}, names)
         return record
 
-    identity = {"frames": len(found.scored(most)), "whole": whole, "few": few, "doubt": doubt}
+    identity = {"frames": len(frames), "whole": whole, "few": few, "doubt": doubt}
     try:
         identity["settings"] = ours.identity(ours.settings_of(ours.VARIANTS[variant], seed, changes))
     except SpwnetError:

@@ -35,7 +35,8 @@ REGIONS = ("covering", "pri", "vi")
 WIDTH = 320
 """Pixels of one picture on the sheet."""
 VOID = 7
-"""Colour of pixels without a class: black in the palette."""
+"""Colour of pixels without a class, or without a truth: black in the palette."""
+VOID_LABEL = -1
 
 
 def markdown(
@@ -114,7 +115,7 @@ def _naming(records: Sequence[Record], sets: Sequence[Set]) -> list[str]:
     names = [found.name for found in sets]
     rows, means = [], {}
     wide = _best(records, names)
-    for title, record_of in _methods().items():
+    for title, record_of in methods().items():
         cells = [_values(records, name, *record_of, label) for _, name, label in columns]
         rows.append([title, *map(spread, cells), _overall(records, names, record_of)])
         means[title] = [float(np.mean(cell)) if cell else None for cell in cells]
@@ -196,7 +197,7 @@ def _score(records: Sequence[Record], sets: Sequence[Set]) -> list[str]:
     return ["### Score", "", *table(head, rows)]
 
 
-def _methods() -> dict[str, tuple[str, str]]:
+def methods() -> dict[str, tuple[str, str]]:
     """Title of each row of the naming table → method of its records, and classes."""
     rows = {
         f"k-means {k}, {name}": (f"k-means {k}, {name}", str(k)) for k in baselines.CLASSES for name in baselines.KINDS
@@ -285,7 +286,8 @@ def pictures(
                 row.append(_shown(palette(int(labels.max()) + 1)[labels]))
             result = record["results"][MANY]
             names = {int(k): value for k, value in result["names"].items()}
-            picture = _shown(_coloured(scores.apply_names(labels, names), order))
+            named = np.where(np.isin(truth, found.ignore), VOID_LABEL, scores.apply_names(labels, names))
+            picture = _shown(_coloured(named, order))
             row.append(_titled(picture, f"{result['mean']:.3f}"))
         rows.append(row)
     captions = ("input", "truth", "best k-means 32, named", "SP-WNet, classes", "SP-WNet, named")
