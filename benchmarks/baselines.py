@@ -25,7 +25,7 @@ PIXELS = 60
 COMPACTNESS = 10.0
 """Of SLIC, against colours on CIELAB's scale."""
 POSITION_WEIGHT = 0.5
-CONTRAST_SCALES = (1.0, 2.0, 4.0)
+CONTRAST_SCALES = (2.0, 4.0, 8.0)
 SURROUNDING = 6.0
 """Pixels that colour is smoothed over."""
 STARTS = 3

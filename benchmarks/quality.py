@@ -33,7 +33,6 @@ SETS = (
 )  # fmt: skip
 PARTS = ("naming", "ablation", "regions", "uncertainty", "score")
 QUICK_FRAMES, QUICK_IMAGES = 12, 10
-REGION_METHODS = ("ours", "ours without learned part", "SLIC merging by average linkage", "Felzenszwalb")
 RESULTS, TABLES, PICTURE, EXAMPLES = "results.json", "tables.md", "pictures.jpg", "examples"
 
 
@@ -52,16 +51,22 @@ class Results:
     def find(self, **key: Any) -> dict[str, Any] | None:
         return next((r for r in self.records if all(r.get(name) == value for name, value in key.items())), None)
 
-    def once(self, key: dict[str, Any], identity: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
-        """Do a piece of work unless there is a record of it, of the same identity and without problems."""
+    def once(
+        self,
+        key: dict[str, Any],
+        identity: dict[str, Any],
+        work: Callable[[], dict[str, Any]],
+        pieces: Sequence[str] = (),
+    ) -> None:
+        """Do a piece of work, unless there is a record of it: the same identity, no problems, these pieces or more."""
         where = " ".join(str(value) for value in key.values())
         old = self.find(**key)
         if old is not None:
-            if old["identity"] == identity and not old["problems"]:
+            if old["identity"] == identity and not old["problems"] and set(pieces) <= set(old["pieces"]):
                 print(f"{where}: there already", flush=True)
                 return
             self.records.remove(old)
-        record = {**key, "identity": identity, "problems": {}}
+        record = {**key, "identity": identity, "pieces": list(pieces), "problems": {}}
         try:
             record |= work()
         except SpwnetError as error:
@@ -133,24 +138,29 @@ def run_ours(
             record["risk"] = scores.risk(found, again.labels, again.uncertainty or {}, names)
         return record
 
-    identity = {"frames": len(frames), "whole": whole, "few": few, "doubt": doubt}
+    identity: dict[str, Any] = {"frames": len(frames), "whole": whole}
+    pieces = [name for name, asked in (("few", few), ("doubt", doubt)) if asked]
     try:
         identity["settings"] = ours.identity(ours.settings_of(ours.VARIANTS[variant], seed, changes))
     except SpwnetError:
         identity["settings"] = None  # the work says why
-    results.once({"kind": "ours", "set": found.name, "method": variant, "seed": seed}, identity, work)
+    results.once({"kind": "ours", "set": found.name, "method": variant, "seed": seed}, identity, work, pieces)
 
 
 def run_regions(results: Results, folder: Path, most: int | None) -> str | None:
     """Each method on the regions protocol; returns why there is none, if so."""
     try:
-        evaluate_set = import_module("benchmarks.regions_quality").evaluate_set
+        protocol = import_module("benchmarks.regions_quality")
     except ImportError as error:
         return f"regions: {error}"
-    for method in REGION_METHODS:
-        key = {"kind": "regions", "set": REGIONS_SET, "method": method, "seed": 0}
+    images = sorted(file.stem for file in (folder / "images").iterdir())
+    if most is not None and most < len(images):
+        images = [images[int(i)] for i in np.linspace(0, len(images) - 1, most).round()]
+    for method in protocol.METHODS:
         results.once(
-            key, {"images": most}, lambda method=method: {"regions": dict(evaluate_set(folder, method, images=most))}
+            {"kind": "regions", "set": REGIONS_SET, "method": method, "seed": 0},
+            {"images": images},
+            lambda method=method: {"regions": dict(protocol.evaluate_set(folder, method, images=images))},
         )
     return None
 

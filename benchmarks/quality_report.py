@@ -47,7 +47,9 @@ def markdown(
     lines = [
         f"Mean (least–most) over the seeds {', '.join(map(str, seeds))}. "
         + (f"**Quick: {most} frames of each set are scored.** " if most else "")
-        + "; ".join(f"{name} {version}" for name, version in outputs.provenance().items() if name != "time")
+        + "; ".join(
+            f"{name} {version}" for name, version in outputs.provenance().items() if name not in ("time", "platform")
+        )
         + ".",
         "",
     ]
@@ -161,17 +163,22 @@ def _ablation(records: Sequence[Record], sets: Sequence[Set]) -> list[str]:
 
 
 def _regions(records: Sequence[Record]) -> list[str]:
-    rows = []
+    rows, images = [], 0
     for record in records:
         if record["kind"] == "regions" and "regions" in record:
             values = _flat(record["regions"])
+            images = int(values.get("images", 0))
             cells = [
                 " / ".join(_share(values[key]) if key in values else NOTHING for key in (f"{name}_ods", f"{name}_ois"))
                 for name in REGIONS
             ]
             seconds = next((value for key, value in values.items() if key.startswith("seconds")), None)
             rows.append([record["method"], *cells, NOTHING if seconds is None else f"{seconds:.1f}"])
-    return ["### Regions", "", *table(["ODS / OIS", "covering", "PRI", "VI", "seconds an image"], rows)]
+    return [
+        f"### Regions, {images} images",
+        "",
+        *table(["ODS / OIS", "covering", "PRI", "VI (smaller is better)", "seconds an image"], rows),
+    ]
 
 
 def _uncertainty(records: Sequence[Record], sets: Sequence[Set]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,11 +169,15 @@ def test_whole_volume_without_other_parts(root, monkeypatch):
     assert "| k-means 32, colour |" in (root / "other" / "tables.md").read_text()
 
 
-def test_other_settings_are_computed_again(root):
+def test_other_settings_are_computed_again(root, monkeypatch):
     arguments = ["--sets", "video/ice", "--parts", "uncertainty"]
     assert run(root, *arguments) == 0
     first = found(root)
     assert [record["method"] for record in first] == [ours.FULL]
+    monkeypatch.setattr(ours, "train", lambda *_: pytest.fail("computed again"))
+    assert run(root, *arguments, "--resume") == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("SPWNET_DATA", str(root / "data"))
     assert run(root, *arguments, "--resume", "--set=model.ch_mul=5") == 0
     (second,) = found(root)
     assert second["identity"] != first[0]["identity"]
@@ -216,6 +222,28 @@ def test_regions_table_takes_nested_and_flat_names():
         record = {"kind": "regions", "set": "bsds_val", "method": "ours", "seed": 0, "problems": {}}
         text = quality_report.markdown([record | {"regions": values | {"seconds": 1.0}}], [], ["regions"], [], None)
         assert "| ours | .500 / .600 | .800 / .850 | 2.000 / 1.500 | 1.0 |" in text
+
+
+def test_regions_are_another_benchmark(root, monkeypatch):
+    asked = []
+
+    def evaluate_set(folder, method, images):
+        asked.append((method, images))
+        return {"covering_ods": 0.5, "covering_ois": 0.6, "images": len(images), "seconds": 0.1}
+
+    protocol = SimpleNamespace(evaluate_set=evaluate_set, METHODS={"ours": None, "theirs": None})
+    monkeypatch.setitem(sys.modules, "benchmarks.regions_quality", protocol)
+    (root / "data" / "bsds_val" / "images").mkdir(parents=True)
+    for number in range(12):
+        (root / "data" / "bsds_val" / "images" / f"{number:02d}.jpg").touch()
+    for extra in ([], ["--resume"]):
+        assert run(root, "--sets", "bsds_val", "--parts", "regions", "--quick", *extra) == 0
+    assert [method for method, _ in asked] == ["ours", "theirs"]
+    assert len(asked[0][1]) == 10
+    assert "| theirs | .500 / .600 |" in (root / "out" / "tables.md").read_text()
+    monkeypatch.setitem(sys.modules, "benchmarks.regions_quality", None)
+    assert run(root, "--sets", "bsds_val", "--parts", "regions", out="without") == 1
+    assert "- regions: " in (root / "without" / "tables.md").read_text()
 
 
 def test_no_data_is_said(monkeypatch, tmp_path, capsys):
