@@ -73,8 +73,7 @@ class Results:
             record["problems"] = {"": str(error)}
         self.records.append(record)
         outputs.write_json(self.path, {"about": outputs.provenance(), "records": self.records})
-        problems = "; ".join(filter(None, record["problems"].values()))
-        print(f"{where}: {problems or quality_report.short(record)}", flush=True)
+        print(f"{where}: {quality_report.short(record)}", flush=True)
 
     def write_example(self, name: str, method: str, labels: NDArray[Any]) -> None:
         """Keep the classes of a set's example frame."""

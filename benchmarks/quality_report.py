@@ -92,8 +92,9 @@ def short(record: Record) -> str:
     """One line of a record, for whoever watches."""
     if "regions" in record:
         return ", ".join(f"{name} {value:.3f}" for name, value in _flat(record["regions"]).items())
-    found = ", ".join(f"{classes} classes {result['mean']:.3f}" for classes, result in record["results"].items())
-    return f"{found} ({record['train']:.1f} + {record['segment']:.1f} s)"
+    said = [f"{classes} classes {result['mean']:.3f}" for classes, result in record.get("results", {}).items()]
+    said += [f"{record['train']:.1f} + {record['segment']:.1f} s"] if said else []
+    return ", ".join([*said, *record["problems"].values()])
 
 
 def spread(values: Sequence[float]) -> str:
