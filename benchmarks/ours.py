@@ -39,8 +39,8 @@ class Variant:
 VARIANTS = {
     FULL: Variant(),
     INSTANT: Variant(preset="instant"),
-    "colour only": Variant({"labels.evidence": ["colour"]}),
-    "untrained network": Variant({"training": {"epochs": 1, "batches": 1, "learning_rate": 1e-12}}),
+    "colour only": Variant({"codebook.evidence": "colour"}),
+    "untrained network": Variant({"training.epochs": 0}),
     "without patches": Variant({"losses.patches": 0.0}),
     "without graph losses": Variant({"losses": {"cut": 0.0, "similarity": 0.0, "continuity": 0.0}}),
     "without superpixels": Variant({"superpixels.method": "none"}),
