@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench quality clean
 
 demo: $(READY)
 	$(BIN)/spwnet demo --out spwnet-demo --overwrite
@@ -26,10 +26,13 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+quality: $(READY)
+	$(BIN)/python -m benchmarks.quality $(ARGS)
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) spwnet-demo dist
+	rm -rf $(VENV) spwnet-demo quality-results dist

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cheetah, naming, published, regions
+from benchmarks import cheetah, published, regions
 
 BENCHMARKS = {
     "regions": regions.main,
     "published": published.main,
     "cheetah": cheetah.main,
-    "naming": naming.main,
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import quality
 from spwnet import cli
 from tests.conftest import picture
 
@@ -55,17 +56,28 @@ def test_commands_and_snippets_run_in_their_order(workplace, monkeypatch):
     assert (workplace / "python-labels" / "labels" / "frame_01.png").exists()
 
 
+def words_of(command):
+    """Words of a command without variables in front, such as SPWNET_DATA=…"""
+    words = shlex.split(command)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    return words
+
+
 def test_make_targets_exist():
-    targets = {word for c in commands() for word in shlex.split(c)[1:] if shlex.split(c)[0] == "make"}
-    assert {"demo", "test", "check", "bench"} <= targets
+    targets = {word for command in commands() for word in words_of(command)[1:] if words_of(command)[0] == "make"}
+    assert {"demo", "test", "check", "bench", "quality"} <= targets
     for target in targets:
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 
 def test_every_other_command_is_known():
-    first = {shlex.split(command)[0] for command in commands()}
-    assert first <= {"make", "spwnet", "SPWNET_DATA=/path/to/data", ".venv/bin/python"}
+    for command in commands():
+        words = words_of(command)
+        assert words[0] in {"make", "spwnet", ".venv/bin/python"}, command
+        if words[:3] == [".venv/bin/python", "-m", "benchmarks.quality"]:
+            quality.parser().parse_args(words[3:])
 
 
 def test_links_and_pictures_are_there():

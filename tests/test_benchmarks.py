@@ -1,0 +1,262 @@
+"""The quality benchmark, on tiny sets in the layout of the real ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from benchmarks import baselines, data, ours, quality, quality_report, scores
+from spwnet.errors import OutputError
+
+
+def scene(position, *, rgb=True, height=36, width=48):
+    """A bright square that moves over a dark ground, and its truth: 1 ground, 2 square."""
+    rng = np.random.default_rng(position)
+    truth = np.ones((height, width), np.uint8)
+    truth[8:24, 4 + 2 * position : 22 + 2 * position] = 2
+    colours = np.array([[0, 0, 0], [40, 60, 50], [220, 180, 90]])[truth]
+    image = np.clip(colours + rng.normal(0, 3, colours.shape), 0, 255).astype(np.uint8)
+    return (image if rgb else image[..., 0]), truth
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A data folder with a video and a volume."""
+    video = tmp_path / "data" / "video" / "ice"
+    for name in ("images", "labels"):
+        (video / name).mkdir(parents=True)
+    scenes = [scene(k) for k in range(7)]
+    for number, (image, truth) in enumerate(scenes, start=1):
+        truth[:2] = 0
+        Image.fromarray(image).save(video / "images" / f"{number:05d}.png")
+        Image.fromarray(truth).save(video / "labels" / f"{number:05d}.png")
+    volume = tmp_path / "data" / "volumes" / "puma_weave"
+    volume.mkdir(parents=True)
+    slices = [scene(k, rgb=False) for k in range(8)]
+    tifffile.imwrite(volume / "image.tif", np.stack([image for image, _ in slices]), metadata={"axes": "ZYX"})
+    tifffile.imwrite(volume / "labels.tif", np.stack([truth for _, truth in slices]), metadata={"axes": "ZYX"})
+    monkeypatch.setenv("SPWNET_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+TINY_OPTIONS = [
+    "--set=images.scale=1.0", "--set=model.ch_mul=4", "--set=model.n_blocks=2", "--set=superpixels.size=16",
+    "--set=training.epochs=1", "--set=training.batches=1",
+]  # fmt: skip
+
+
+def run(root, *arguments, out="out"):
+    return quality.main(["--seeds", "0", "--out", str(root / out), *TINY_OPTIONS, *arguments])
+
+
+def found(root, out="out"):
+    return json.loads((root / out / "results.json").read_text())["records"]
+
+
+def test_protocol_frames(root):
+    video = data.load("video/ice", data.folder("video/ice"))
+    assert video.training == (1, 3, 5, 7)
+    assert video.scored() == [2, 4, 6]
+    assert video.scored(2) == [2, 6]
+    volume = data.load("volumes/puma_weave", data.folder("volumes/puma_weave"))
+    assert volume.training == (1, 3, 4, 6)
+    assert volume.ignore == (255,)
+
+
+def test_the_cheetah_is_compared_where_its_labels_are(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "published_labels").mkdir()
+    for number in (*data.CHEETAH_TRAINING, 30):
+        image, truth = scene(3, height=100, width=130)
+        Image.fromarray(image).save(tmp_path / "images" / f"{number:04d}.png")
+        if number != 123:
+            Image.fromarray(truth[10:, 10:][1::3, 1::3] - 1).save(tmp_path / "published_labels" / f"{number:04d}.png")
+    cheetah = data.load("cheetah", tmp_path)
+    assert cheetah.scored() == [30]
+    truths = {number: scene(3, height=100, width=130)[1] for number in cheetah.images.numbers}
+    named = scores.name_and_score(cheetah, truths)
+    assert named.mean == 1
+    assert named.names == {1: 0, 2: 1}
+    described = baselines.describe(cheetah, [30])
+    assert described.frames[123].labels.shape == (30, 40)
+    labels, _ = baselines.cluster(described, ["colour"], 8, 0)
+    assert scores.name_and_score(cheetah, labels).mean > 0.7
+
+
+def test_baselines_find_what_is_easy(root):
+    video = data.load("video/ice", data.folder("video/ice"))
+    described = baselines.describe(video, video.scored())
+    for kinds in baselines.KINDS.values():
+        labels, _ = baselines.cluster(described, kinds, 8, 0)
+        assert scores.name_and_score(video, labels).mean > 0.9, kinds
+
+
+def test_naming_is_frozen_on_the_training_frames(root):
+    video = data.load("video/ice", data.folder("video/ice"))
+    labels = {number: video.truth_of(number).astype(int) + 5 for number in video.images.numbers}
+    assert scores.name_and_score(video, labels).mean == 1
+    swapped = {n: np.where(v == 6, 7, 6) if n not in video.training else v for n, v in labels.items()}
+    assert scores.name_and_score(video, swapped).mean < 0.1
+
+
+def test_risk():
+    wrong = np.array([True, False, True, False])
+    certain = scores.risk_of(wrong, np.array([0.9, 0.1, 0.8, 0.2]), (0.0, 0.25, 0.5))
+    assert certain == pytest.approx({"0.0": 0.5, "0.25": 1 / 3, "0.5": 0})
+    alike = scores.risk_of(wrong, np.zeros(4), (0.0, 0.5))
+    assert alike == pytest.approx({"0.0": 0.5, "0.5": 0.5})
+
+
+def test_rank_correlation():
+    assert scores.rank_correlation([1, 2, 3, 4], [0.1, 0.2, 0.9, 1.0]) == pytest.approx(1)
+    assert scores.rank_correlation([1, 2, 3], [0.3, 0.2, 0.1]) == pytest.approx(-1)
+    assert scores.rank_correlation([1, 2], [0.1, 0.2]) is None
+    assert scores.rank_correlation([1, 1, 1], [0.1, 0.2, 0.3]) is None
+
+
+def test_naming_writes_every_row_and_resumes_without_computing(root, capsys, monkeypatch):
+    page = root / "page.md"
+    page.write_text(f"before\n{quality_report.BEGIN}\nstale figures\n{quality_report.END}\nafter\n")
+    arguments = ["--sets", "video/ice", "video/garden", "--parts", "naming"]
+    assert run(root, *arguments, "--docs", str(page)) == 0
+    assert "video/garden: not in SPWNET_DATA" in capsys.readouterr().out
+    text = (root / "out" / "tables.md").read_text()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    for title in (*quality_report.methods(), *quality_report.OURS):
+        assert title in rows
+    assert "- video/garden: not in SPWNET_DATA" in text
+    assert text.strip() in page.read_text()
+    assert page.read_text().startswith("before")
+    assert page.read_text().endswith("after\n")
+    assert "stale figures" not in page.read_text()
+    picture = np.asarray(Image.open(root / "out" / "pictures.jpg"))
+    assert picture.ndim == 3
+    mean = {r["method"]: r["results"]["32"]["mean"] for r in found(root) if "32" in r.get("results", {})}
+    assert mean["k-means 32, colour"] > 0.9
+    assert mean["full"] > 0.5
+
+    before = found(root)
+    with pytest.raises(SystemExit, match="--resume"):
+        run(root, *arguments)
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(baselines, "describe", refuse)
+    monkeypatch.setattr(baselines, "cluster", refuse)
+    failed = {r["method"] for r in before if r["problems"]}
+    train = ours.train
+    monkeypatch.setattr(ours, "train", lambda *a: train(*a) if failed else refuse())
+    assert run(root, *arguments, "--resume") == 0
+    assert [r for r in before if not r["problems"]] == [r for r in found(root) if not r["problems"]]
+
+
+def test_whole_volume_without_other_parts(root, monkeypatch):
+    monkeypatch.setattr(quality, "variants_of", lambda _: [ours.FULL])
+    monkeypatch.setattr(baselines, "KINDS", {"colour": ("colour",)})
+    assert run(root, "--sets", "volumes/puma_weave", "--parts", "score", "--all-frames", "--quick") == 0
+    (record,) = found(root)
+    assert record["segmented"] == 8
+    assert record["results"]["32"]["mean"] > 0.5
+    assert run(root, "--sets", "volumes/puma_weave", "--parts", "naming", "--baselines-only", out="other") == 0
+    assert {r["method"] for r in found(root, "other")} == {"k-means 32, colour", "k-means 8, colour"}
+    assert "| k-means 32, colour |" in (root / "other" / "tables.md").read_text()
+
+
+def test_other_settings_are_computed_again(root, monkeypatch):
+    arguments = ["--sets", "video/ice", "--parts", "uncertainty"]
+    assert run(root, *arguments) == 0
+    first = found(root)
+    assert [record["method"] for record in first] == [ours.FULL]
+    monkeypatch.setattr(ours, "train", lambda *_: pytest.fail("computed again"))
+    assert run(root, *arguments, "--resume") == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("SPWNET_DATA", str(root / "data"))
+    assert run(root, *arguments, "--resume", "--set=model.ch_mul=5") == 0
+    (second,) = found(root)
+    assert second["identity"] != first[0]["identity"]
+
+
+def test_every_variant_has_a_row_or_a_reason(root):
+    assert run(root, "--sets", "video/ice", "--parts", "ablation", "score") == 0
+    text = (root / "out" / "tables.md").read_text()
+    ablation = text.split("### Ablation")[1].split("###")[0]
+    for variant in ours.VARIANTS:
+        assert f"| {variant} |" in ablation
+    records = {record["method"]: record for record in found(root)}
+    assert set(records) == set(ours.VARIANTS)
+    for method, record in records.items():
+        assert ("32" in record.get("results", {})) != bool(record["problems"]), method
+    assert "results" in records["untrained network"]
+
+
+def test_uncertainty_and_score_tables():
+    class Some:
+        name, names = "video/ice", ()
+
+    risk = {str(share): 0.3 - share / 2 for share in scores.LEFT_OUT}
+    records = [
+        {
+            "kind": "ours", "set": "video/ice", "method": ours.FULL, "seed": seed, "problems": {},
+            "identity": {"frames": 3},
+            "risk": risk, "score": float(seed), "results": {"32": {"mean": seed / 10, "iou": {}, "names": {}}},
+            "train": 1.0, "segment": 2.0,
+        }
+        for seed in range(3)
+    ]  # fmt: skip
+    text = quality_report.markdown(records, [Some()], ["uncertainty", "score"], [], None)
+    assert "| video/ice | .300 (.300–.300) | .250 (.250–.250) |" in text
+    assert "| video/ice | 3 | +1.000 |" in text
+
+
+def test_regions_table_takes_nested_and_flat_names():
+    nested = {"covering": {"ods": 0.5, "ois": 0.6}, "pri": {"ods": 0.8, "ois": 0.85}, "vi": {"ods": 2.0, "ois": 1.5}}
+    flat = {"covering_ods": 0.5, "covering_ois": 0.6, "pri_ods": 0.8, "pri_ois": 0.85, "vi_ods": 2.0, "vi_ois": 1.5}
+    for values in (nested, flat):
+        record = {"kind": "regions", "set": "bsds_val", "method": "ours", "seed": 0, "problems": {}}
+        text = quality_report.markdown([record | {"regions": values | {"seconds": 1.0}}], [], ["regions"], [], None)
+        assert "| ours | .500 / .600 | .800 / .850 | 2.000 / 1.500 | 1.0 |" in text
+
+
+def test_regions_are_another_benchmark(root, monkeypatch):
+    asked = []
+
+    def evaluate_set(folder, method, images):
+        asked.append((method, images))
+        return {"covering_ods": 0.5, "covering_ois": 0.6, "images": len(images), "seconds": 0.1}
+
+    protocol = SimpleNamespace(evaluate_set=evaluate_set, METHODS={"ours": None, "theirs": None})
+    monkeypatch.setitem(sys.modules, "benchmarks.regions_quality", protocol)
+    (root / "data" / "bsds_val" / "images").mkdir(parents=True)
+    for number in range(12):
+        (root / "data" / "bsds_val" / "images" / f"{number:02d}.jpg").touch()
+    for extra in ([], ["--resume"]):
+        assert run(root, "--sets", "bsds_val", "--parts", "regions", "--quick", *extra) == 0
+    assert [method for method, _ in asked] == ["ours", "theirs"]
+    assert len(asked[0][1]) == 10
+    assert "| theirs | .500 / .600 |" in (root / "out" / "tables.md").read_text()
+    monkeypatch.setitem(sys.modules, "benchmarks.regions_quality", None)
+    assert run(root, "--sets", "bsds_val", "--parts", "regions", out="without") == 1
+    assert "- regions: " in (root / "without" / "tables.md").read_text()
+
+
+def test_no_data_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("SPWNET_DATA", raising=False)
+    assert quality.main(["--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    for name in quality.SETS:
+        assert f"{name}: not in SPWNET_DATA" in said
+
+
+def test_a_page_without_marks_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    with pytest.raises(OutputError, match="marks"):
+        quality_report.insert(page, "text")
+    assert page.read_text() == "no marks"
