@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from spwnet.api import Segmentation, load, run, segment, train
     from spwnet.config import PRESETS, Settings, make_settings
     from spwnet.demo import demo
+    from spwnet.dividing import recut, regions, regions_of_all
     from spwnet.errors import SpwnetError, Stopped
     from spwnet.evaluation import evaluate
+    from spwnet.hierarchy import RegionHierarchy
     from spwnet.runs import TrainedModel
     from spwnet.samples import sample
     from spwnet.training import Progress
@@ -31,6 +33,10 @@ _HOME = {
     "run": "spwnet.api",
     "demo": "spwnet.demo",
     "evaluate": "spwnet.evaluation",
+    "regions": "spwnet.dividing",
+    "regions_of_all": "spwnet.dividing",
+    "recut": "spwnet.dividing",
+    "RegionHierarchy": "spwnet.hierarchy",
     "Segmentation": "spwnet.api",
     "PRESETS": "spwnet.config",
     "Settings": "spwnet.config",
@@ -45,6 +51,7 @@ _HOME = {
 __all__ = [
     "PRESETS",
     "Progress",
+    "RegionHierarchy",
     "Segmentation",
     "Settings",
     "SpwnetError",
@@ -54,6 +61,9 @@ __all__ = [
     "evaluate",
     "load",
     "make_settings",
+    "recut",
+    "regions",
+    "regions_of_all",
     "run",
     "sample",
     "segment",

@@ -46,10 +46,6 @@ class Evidence:
     ----------
     colour : (H, W, C) float32 array
         CIELAB, or the channels in 0…100.
-    histogram : (H, W, B) float32 array
-        Soft histogram of each pixel's colour, all channels one after the other, each adding up to 1.
-    channels : int
-        Histograms in `histogram`.
     words : (H, W) int64 array
         Texture word of each pixel, 0 … `WORDS` − 1.
     colour_edges, texture_edges : list of (DIRECTIONS, h, w) float32 arrays
@@ -57,8 +53,6 @@ class Evidence:
     """
 
     colour: Floats
-    histogram: Floats
-    channels: int
     words: NDArray[np.int64]
     colour_edges: list[Floats]
     texture_edges: list[Floats]
@@ -89,7 +83,7 @@ def find_evidence(unit: Floats, *, rgb: bool, seed: int = 0) -> Evidence:
     """
     colour = perceptual(unit, rgb=rgb)
     if rgb:
-        ranged = ((colour - np.float32(LAB_LOW)) / np.float32(LAB_SPAN)).clip(0, 1)
+        ranged = ((colour - np.array(LAB_LOW, np.float32)) / np.array(LAB_SPAN, np.float32)).clip(0, 1)
         bins, weight, texture = (LIGHTNESS_BINS, COLOUR_BINS, COLOUR_BINS), 1.0, ranged[..., 0]
     else:
         ranged, bins = unit, (LIGHTNESS_BINS,) * unit.shape[-1]
@@ -98,14 +92,13 @@ def find_evidence(unit: Floats, *, rgb: bool, seed: int = 0) -> Evidence:
     words = _texture_words(torch.from_numpy(np.ascontiguousarray(texture)), seed)
     colour_bins = torch.cat(soft)
     word_bins = functional.one_hot(words, WORDS).permute(2, 0, 1).float()
-    histogram = colour_bins.permute(1, 2, 0).contiguous().numpy()
     colour_edges, texture_edges = [], []
     for scale in range(SCALES):
         if scale:
             colour_bins, word_bins = _halved(colour_bins), _halved(word_bins)
         colour_edges.append((weight * _half_disc_distance(colour_bins)).numpy())
         texture_edges.append(_half_disc_distance(word_bins).numpy())
-    return Evidence(colour, histogram, len(bins), words.numpy(), colour_edges, texture_edges)
+    return Evidence(colour, words.numpy(), colour_edges, texture_edges)
 
 
 def at_full_size(edges: Floats, shape: tuple[int, int]) -> Floats:

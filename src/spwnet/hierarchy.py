@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HIERARCHY_FORMAT = 1
-ARRAYS = {"leaves": "i", "merges": "i", "heights": "f", "description": "u"}
+ARRAYS = {"leaves": "i", "merges": "i", "heights": "f", "colours": "u", "description": "u"}
 """Arrays of the file and the kind of number in each."""
 
 
@@ -35,6 +35,8 @@ class RegionHierarchy:
         The two regions that become region L + k in step k, each below L + k.
     heights : (L − 1,) float64 array
         How different they are, 0…1, never falling from one step to the next.
+    colours : (L, 3) uint8 array
+        Mean colour of each leaf, sRGB, to draw regions without the image.
     info : dict
         What made it: settings, seed, versions, evidence; kept in the file.
     """
@@ -42,6 +44,7 @@ class RegionHierarchy:
     leaves: NDArray[np.int32]
     merges: NDArray[np.int32]
     heights: NDArray[np.float64]
+    colours: NDArray[np.uint8]
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -153,6 +156,7 @@ class RegionHierarchy:
             leaves=self.leaves,
             merges=self.merges,
             heights=self.heights,
+            colours=self.colours,
             description=np.frombuffer(description.encode(), np.uint8),
         )
         atomic_write(path, buffer.getvalue())
@@ -178,18 +182,19 @@ class RegionHierarchy:
                 f"expected a hierarchy of format {HIERARCHY_FORMAT} or older in {path}, but got {version!r}; "
                 "update spwnet to read it"
             )
-        leaves, merges, heights = arrays["leaves"], arrays["merges"], arrays["heights"]
-        fault = _fault(leaves, merges, heights)
+        leaves, merges, heights, colours = (arrays[name] for name in ("leaves", "merges", "heights", "colours"))
+        fault = _fault(leaves, merges, heights, colours)
         if fault:
             raise InputError(f"expected a hierarchy of regions in {path}, but {fault}; make it again")
-        return cls(leaves.astype(np.int32), merges.astype(np.int32), heights.astype(np.float64), info)
+        return cls(leaves.astype(np.int32), merges.astype(np.int32), heights.astype(np.float64), colours, info)
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
-                raise InputError(f"expected a hierarchy of regions (.npz) in {path}, but got one array; give another")
+        file = np.load(BytesIO(path.read_bytes()), allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise InputError(f"expected a hierarchy of regions (.npz) in {path}, but got one array; give another")
+        with file:
             missing = [name for name in ARRAYS if name not in file]
             if missing:
                 raise InputError(
@@ -211,7 +216,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _fault(leaves: NDArray[Any], merges: NDArray[Any], heights: NDArray[Any]) -> str | None:
+def _fault(leaves: NDArray[Any], merges: NDArray[Any], heights: NDArray[Any], colours: NDArray[Any]) -> str | None:
     """Say what keeps the arrays from being a hierarchy."""
     for name, array in (("leaves", leaves), ("merges", merges), ("heights", heights)):
         if array.dtype.kind != ARRAYS[name]:
@@ -223,6 +228,8 @@ def _fault(leaves: NDArray[Any], merges: NDArray[Any], heights: NDArray[Any]) ->
         return f"its leaves are not numbered 0 to {present.size - 1}"
     if merges.shape != (count - 1, 2) or heights.shape != (count - 1,):
         return f"{count} leaves come with merges of the shape {merges.shape} and {heights.shape} heights"
+    if colours.shape != (count, 3) or colours.dtype != np.uint8:
+        return f"{count} leaves come with colours of the shape {colours.shape} and the type {colours.dtype}"
     if count == 1:
         return None
     made = count + np.arange(count - 1)
