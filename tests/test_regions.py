@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import spwnet
-from spwnet import api, cli, dividing
+from spwnet import cli, dividing
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.hierarchy import RegionHierarchy
 from spwnet.metrics import adjusted_rand, contingency
@@ -285,7 +285,7 @@ def test_recutting_needs_no_image(files, tmp_path, capsys):
     command(capsys, "regions", files / "image_1.png", "--out", out, "--no-learned")
     tree = RegionHierarchy.load(out / "image_1.npz")
     default = np.asarray(Image.open(out / "labels" / "image_1.png"))
-    np.testing.assert_array_equal(default, tree.cut(threshold=0.5))
+    np.testing.assert_array_equal(default, tree.cut(threshold=spwnet.Settings().regions.level))
     printed = command(capsys, "regions", "--from", out / "image_1.npz", "--regions", "3", "--out", again)
     assert printed.startswith("3 regions")
     np.testing.assert_array_equal(np.asarray(Image.open(again / "labels" / "image_1.png")), tree.cut(regions=3))
@@ -347,4 +347,3 @@ def test_settings_are_kept_in_the_file(files, tmp_path):
     assert json.loads(json.dumps(info)) == info
     assert info["regions"]["steps"] == 2
     assert info["learned"] == "none"
-    assert api.Settings().regions.level == 0.5

@@ -206,7 +206,7 @@ class RegionSettings(_Section):
     """Pixels at most of the image that the small network is trained on, if no trained one is given."""
     steps: int = Field(24, ge=1)
     """Optimiser steps of that training."""
-    level: float = Field(0.5, ge=0, le=1)
+    level: float = Field(0.6, ge=0, le=1)
     """Level that is drawn if none is asked for: pieces merge unless they are more likely than this to be two."""
 
 
