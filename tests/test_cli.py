@@ -41,7 +41,7 @@ def test_help_needs_no_torch():
     code = "import sys; from spwnet.cli import main; main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "train", "segment", "run", "evaluate", "info"):
+    for command in ("demo", "train", "segment", "run", "regions", "evaluate", "info"):
         assert command in done.stdout
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,17 @@ from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
 from spwnet.runs import Run, make_network
-from spwnet.training import calibrate, check_images, fit, loss_terms, set_up_image, step
+from spwnet.training import (
+    calibrate,
+    check_images,
+    cropped,
+    fit,
+    learning_rate,
+    loss_terms,
+    set_up_image,
+    step,
+    together,
+)
 from tests.conftest import TINY, picture
 
 CPU = torch.device("cpu")
@@ -157,16 +168,106 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken():
         assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize("shape", [(3, 60), (4, 4)])
-def test_an_image_smaller_than_the_network_is_an_error(shape):
+@pytest.mark.parametrize("shape", [(3, 8), (4, 4)])
+def test_an_image_that_the_network_reduces_to_one_pixel_is_an_error(shape):
     settings = settings_with()
     image = Image(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8), "dot", rgb=True)
     prepared, _ = prepare_image(image, settings, measure([image], settings.images))
-    message = (
-        f"expected at least 4×5 working pixels for .model.n_blocks = 2., but image 'dot' has {shape[0]}×{shape[1]}"
-    )
+    message = f"expected more than 8 working pixels .* but image 'dot' has {shape[0]}×{shape[1]}"
     with pytest.raises(InputError, match=message):
         check_images([prepared], settings)
+
+
+def test_a_long_thin_image_is_trained_on():
+    settings = settings_with(images__scale=1.0)
+    image = np.random.default_rng(0).integers(0, 255, (5, 60, 3), np.uint8)
+    labels = api.segment(api.train(image, settings=settings), image).labels
+    assert labels[0].shape == (5, 60)
+
+
+def test_a_crop_that_the_network_reduces_to_one_pixel_is_an_error(pictures):
+    with pytest.raises(SettingsError, match=r"expected `patches.crop` above 8, .* but got 8"):
+        api.train(pictures, settings=settings_with(patches__crop=8))
+
+
+def test_a_step_sees_a_part_of_each_image_with_its_part_of_the_graph():
+    settings = settings_with(patches__crop=16)
+    [image] = batch_of(settings, [Image(picture(0), "a", rgb=True)])
+    image = replace(image, target=torch.arange(image.graph.count) % 3)
+    seen = cropped(image, settings, np.random.default_rng(5))
+    assert seen.pixels.shape[2:] == (16, 16)
+    places = (image.pixels[0, 0] == seen.pixels[0, 0, 0, 0]).nonzero()
+    top, left = next(
+        place.tolist() for place in places
+        if torch.equal(image.pixels[..., place[0] : place[0] + 16, place[1] : place[1] + 16], seen.pixels)
+    )  # fmt: skip
+    whole = image.graph.labels.view(40, 52)[top : top + 16, left : left + 16]
+    nodes = torch.unique(whole)
+    torch.testing.assert_close(nodes[seen.graph.labels].view(16, 16), whole)
+    torch.testing.assert_close(seen.target, image.target[nodes])
+    assert seen.graph.sizes.sum() == 256
+    pairs = {(int(nodes[i]), int(nodes[j])) for i, j in seen.graph.edges.T}
+    expected = {(int(i), int(j)) for i, j in image.graph.edges.T if i in nodes and j in nodes}
+    assert pairs == expected
+    sums = torch.zeros(seen.graph.count).index_add(0, seen.graph.edges[0], seen.continuity)
+    torch.testing.assert_close(
+        sums[torch.unique(seen.graph.edges[0])], torch.ones(len(torch.unique(seen.graph.edges[0])))
+    )
+
+
+def test_the_cut_between_pixels_of_a_part_leaves_out_the_rest():
+    only = {"cut": 1.0, "image": 0, "similarity": 0, "continuity": 0}
+    settings = settings_with(losses=only, superpixels__method="none", patches__crop=16)
+    [image] = batch_of(settings, [Image(picture(0), "a", rgb=True)])
+    seen = cropped(image, settings, np.random.default_rng(0))
+    weights, offsets = seen.cut
+    for weight, offset in zip(weights, offsets, strict=True):
+        y, x = weight.nonzero().T
+        assert ((y + offset[0] < 16) & (x + offset[1] < 16) & (x + offset[1] >= 0)).all()
+    terms = loss_terms(make_network(settings, 3), [image], settings, np.random.default_rng(0), torch.float32)[0]
+    assert 0 < terms["cut"].item() <= 1
+
+
+def test_parts_of_one_size_go_through_the_network_together():
+    settings = settings_with(patches__crop=24)
+    images = [Image(picture(seed), f"p{seed}", rgb=True) for seed in range(3)] + [
+        Image(picture(3, 20, 30), "q", rgb=True)
+    ]
+    batch = batch_of(settings, images)
+    assert [len(group) for group in together(batch, 8)] == [3, 1]
+    assert [len(group) for group in together(batch, 2)] == [2, 1, 1]
+    network = make_network(settings, 3)
+    sizes = []
+    network.encoder.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    step(network, torch.optim.Adam(network.parameters(), 1e-3), batch, settings, np.random.default_rng(0))
+    assert [size[0] for size in sizes] == [3, 1]
+
+
+def test_learning_rate_goes_up_and_down_once():
+    settings = settings_with(training__epochs=4, training__batches=25)
+    rates = [learning_rate(number, settings) for number in range(100)]
+    top = int(np.argmax(rates))
+    assert 25 < top < 35
+    assert rates[top] == pytest.approx(1e-2, rel=1e-2)
+    assert (np.diff(rates[: top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) < 0).all()
+    assert rates[0] == pytest.approx(4e-4)
+    assert rates[-1] == pytest.approx(1e-6)
+    constant = settings_with(training__schedule="constant")
+    assert {learning_rate(number, constant) for number in range(4)} == {1e-2}
+
+
+def test_given_classes_are_learned():
+    """Taught the classes of the hand-made evidence, the network finds them by itself."""
+    settings = settings_with(training__epochs=6, training__batches=5)
+    model = api.train(picture(0), settings=settings)
+    assert model.settings.losses.target == "codebook"
+    ours = api.segment(model, picture(0), labels=settings.labels.model_copy(update={"mode": "argmax_of_mean"})).labels[
+        0
+    ]
+    instant = make_settings("instant", overrides=TINY)
+    theirs = api.segment(api.train(picture(0), settings=instant), picture(0)).labels[0]
+    assert np.mean(ours == theirs) > 0.8
 
 
 def test_an_image_smaller_than_a_patch_is_an_error(pictures):

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from spwnet.api import Segmentation, load, run, segment, train
     from spwnet.config import PRESETS, Settings, make_settings
     from spwnet.demo import demo
+    from spwnet.dividing import recut_regions, regions, regions_of_all
     from spwnet.errors import SpwnetError, Stopped
     from spwnet.evaluation import evaluate
+    from spwnet.hierarchy import RegionHierarchy
     from spwnet.recutting import recut
     from spwnet.runs import TrainedModel
     from spwnet.samples import sample
@@ -32,6 +34,10 @@ _HOME = {
     "run": "spwnet.api",
     "demo": "spwnet.demo",
     "evaluate": "spwnet.evaluation",
+    "regions": "spwnet.dividing",
+    "regions_of_all": "spwnet.dividing",
+    "recut_regions": "spwnet.dividing",
+    "RegionHierarchy": "spwnet.hierarchy",
     "Segmentation": "spwnet.api",
     "PRESETS": "spwnet.config",
     "Settings": "spwnet.config",
@@ -47,6 +53,7 @@ _HOME = {
 __all__ = [
     "PRESETS",
     "Progress",
+    "RegionHierarchy",
     "Segmentation",
     "Settings",
     "SpwnetError",
@@ -57,6 +64,9 @@ __all__ = [
     "load",
     "make_settings",
     "recut",
+    "recut_regions",
+    "regions",
+    "regions_of_all",
     "run",
     "sample",
     "segment",

@@ -234,6 +234,50 @@ def demo(
 
 
 @app.command
+def regions(
+    images: Annotated[list[str] | None, Parameter(help="Files, folders or globs of images.", negative="")] = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write hierarchies, labels, overlays and boundaries to.")],
+    count: Annotated[int | None, Parameter(name="--regions", help="Number of regions to draw in each image.")] = None,
+    level: Annotated[
+        float | None, Parameter(help="Or the level to draw, 0 (leaves) to 1 (all one), `regions.level`.")
+    ] = None,
+    recut: Annotated[
+        Path | None, Parameter(name="--from", help="Cut an existing hierarchy NAME.npz anew, instead of images.")
+    ] = None,
+    run: Annotated[Path | None, Parameter(help="Run directory of a trained network to take evidence from.")] = None,
+    learned: Annotated[
+        bool, Parameter(help="Train a small network on each image for evidence; without it only seconds.")
+    ] = True,
+    settings_file: SettingsFile = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+) -> None:
+    """Divide each image into a hierarchy of regions, and draw one level of it."""
+    from spwnet import dividing
+
+    if (recut is None) == (not images):
+        given = "both" if images else "neither"
+        raise SettingsError(f"expected either images or a hierarchy by --from, but got {given}")
+    if recut is not None:
+        labels = dividing.recut_regions(recut, out, count=count, level=level, overwrite=overwrite)
+        _say(f"{labels.max() + 1} regions: {out / 'labels'}, {out / 'overlays'}")
+        return
+    assert images is not None
+    settings = _settings("default", settings_file, sets, None, None, None, seed, None)
+    with _bar() as on_progress:
+        names = dividing.regions_of_all(
+            _inputs(images), out, model=run, learned=learned, settings=settings, count=count, level=level,
+            device=device, overwrite=overwrite, resume=resume, on_progress=on_progress,
+        )  # fmt: skip
+    _say(f"{len(names)} images: {out}, with labels/, overlays/ and boundaries/")
+
+
+@app.command
 def evaluate(
     predicted: Annotated[str, Parameter(help="Label images: a file, folder or glob.")],
     truth: Annotated[str, Parameter(help="Truth of the same names (NAME_0, NAME_1 … of several annotators).")],

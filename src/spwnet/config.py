@@ -223,6 +223,19 @@ class LabelSettings(_Section):
         return self
 
 
+class RegionSettings(_Section):
+    """The hierarchy of regions of one image."""
+
+    max_pixels: int = Field(160_000, ge=256)
+    """Pixels of the working image at most; leaves of a larger image have its size, but the detail of this one."""
+    learned_pixels: int = Field(40_000, ge=256)
+    """Pixels at most of the image that the small network is trained on, if no trained one is given."""
+    steps: int = Field(60, ge=1)
+    """Optimiser steps of that training."""
+    level: float = Field(0.6, ge=0, le=1)
+    """Level that is drawn if none is asked for: pieces merge unless they are more likely than this to be two."""
+
+
 class Settings(_Section):
     """All settings of a run. `device` and worker counts belong to a call, not to a run."""
 
@@ -238,6 +251,7 @@ class Settings(_Section):
     training: TrainingSettings = TrainingSettings()
     codebook: CodebookSettings = CodebookSettings()
     labels: LabelSettings = LabelSettings()
+    regions: RegionSettings = RegionSettings()
 
     @property
     def most_classes(self) -> int:

@@ -29,6 +29,9 @@ _LARGEST_TYPE: dict[str, type[np.unsignedinteger[Any]]] = {".png": np.uint16, ".
 _LABEL_TYPES = (np.uint8, np.uint16, np.uint32)
 _PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
+OUTLINE = (255, 0, 200)
+"""Colour of the boundaries of regions, sRGB."""
+
 _REMEDIES = {
     errno.EACCES: "permission denied; choose another folder or change its permissions",
     errno.EPERM: "permission denied; choose another folder or change its permissions",
@@ -300,10 +303,31 @@ def overlay(display: Picture, labels: Labels, colours: Picture, opacity: float =
     tint = (colours * np.float32(opacity)).astype(np.float32)
     shade = np.arange(256, dtype=np.float32) * np.float32(1 - opacity)
     result: Picture = np.rint(shade[display] + tint[labels]).astype(np.uint8)
-    edge = np.zeros(labels.shape, bool)
-    edge[:-1] |= labels[:-1] != labels[1:]
-    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    result[edge] = 255
+    result[_borders(labels)] = 255
+    return result
+
+
+def outline(display: Picture, labels: Labels) -> Picture:
+    """Draw the boundaries between regions over a picture, one pixel wide, in a colour that few pictures hold.
+
+    Parameters
+    ----------
+    display : ndarray of uint8, shape (H, W, 3)
+        The picture, sRGB.
+    labels : ndarray of int, shape (H, W)
+        Region of each pixel.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+
+    Raises
+    ------
+    OutputError
+        If the shapes do not fit together.
+    """
+    result = overlay(display, labels, np.zeros((int(labels.max(initial=0)) + 1, 3), np.uint8), 0.0)
+    result[_borders(labels)] = OUTLINE
     return result
 
 
@@ -359,6 +383,14 @@ def provenance() -> dict[str, str]:
     packages = {name: version(name) for name in ("spwnet", "torch", "numpy", "scikit-image")}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return packages | {"python": platform.python_version(), "platform": platform.platform(), "time": now}
+
+
+def _borders(labels: Labels) -> NDArray[np.bool_]:
+    """Mark pixels of another label than the one below or on the right."""
+    edge = np.zeros(labels.shape, bool)
+    edge[:-1] |= labels[:-1] != labels[1:]
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    return edge
 
 
 def _temporary(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spwnet import losses
 from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format, to_tensor
-from spwnet.errors import InputError, RunError, Stopped
+from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.model import SHARPNESS
 from spwnet.patches import check_schedule, make_schedule, patch_region, sample_patches
 
@@ -106,14 +106,19 @@ def check_images(prepared: Sequence[Prepared], settings: Settings) -> None:
     InputError, SettingsError
         Naming the image, its size, and what to change.
     """
-    smallest = 2**settings.model.n_blocks
+    smallest = 2**settings.model.n_blocks * settings.model.reduction
+    if settings.patches.crop is not None and settings.patches.crop <= smallest:
+        raise SettingsError(
+            f"expected `patches.crop` above {smallest}, because the network reduces so many pixels to one, but got "
+            f"{settings.patches.crop}; use a larger one, or fewer `model.n_blocks`"
+        )
     for image in prepared:
         shape = image.network.shape[:2]
-        if min(shape) < smallest or max(shape) == smallest:
+        if max(shape) <= smallest:
             raise InputError(
-                f"expected at least {smallest}×{smallest + 1} working pixels for `model.n_blocks = "
-                f"{settings.model.n_blocks}`, but image '{image.name}' has {shape[0]}×{shape[1]}; "
-                "use a larger `images.scale` or fewer `model.n_blocks`"
+                f"expected more than {smallest} working pixels along one side at least, because the network reduces so "
+                f"many to one, but image '{image.name}' has {shape[0]}×{shape[1]}; use a larger `images.scale`, or "
+                "fewer `model.n_blocks`"
             )
         if settings.losses.patches > 0:
             check_schedule(settings.patches, shape, image.name, smallest)
