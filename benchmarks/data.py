@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VOLUME_SHARES = (0.2, 0.4, 0.6, 0.8)
 """Depths of the slices that a volume is trained on."""
 CHEETAH_TRAINING = (10, 123, 270, 370)
-CHEETAH_WINDOW = (slice(10, 1066), slice(10, 1882))
+CHEETAH_WINDOW = (slice(10, 1066), slice(22, 1894))
 """Part of the frame that the published labels cover."""
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spwnet.runs import TrainedModel
     from spwnet.samples import sample
     from spwnet.training import Progress
+    from spwnet.tuning import Trial, tune
 
 _HOME = {
     "train": "spwnet.api",
@@ -48,6 +49,8 @@ _HOME = {
     "recut": "spwnet.recutting",
     "sample": "spwnet.samples",
     "Progress": "spwnet.training",
+    "Trial": "spwnet.tuning",
+    "tune": "spwnet.tuning",
 }
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "SpwnetError",
     "Stopped",
     "TrainedModel",
+    "Trial",
     "demo",
     "evaluate",
     "load",
@@ -71,6 +75,7 @@ __all__ = [
     "sample",
     "segment",
     "train",
+    "tune",
 ]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from spwnet import outputs, report
 from spwnet.classes import areas, palette
 from spwnet.codebook import fit_codebook
-from spwnet.config import Settings, flat
+from spwnet.config import LabelSettings, Settings, flat
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, memory_format, pick_device
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
@@ -25,6 +25,8 @@ from spwnet.images import check_same_channels, fingerprint, frame_indices, label
 from spwnet.prediction import describe, predict, predict_all, prepare_image
 from spwnet.preparation import measure
 from spwnet.runs import Results, Run, TrainedModel, evidence_kinds, make_network
+from spwnet.scoring import SCORED_CLASSES, cut_score
+from spwnet.superpixels import perceptual
 from spwnet.training import Progress, check_images, fit, set_up_image
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from spwnet.config import LabelSettings
     from spwnet.graph import RegionGraph
     from spwnet.images import ImageSource
     from spwnet.preparation import Normalisation, Prepared
@@ -152,6 +153,7 @@ def train(
         model = TrainedModel(network, settings, data.normalisation, data.info, codebook, target)
         labels = [predict(model, *pair, settings.labels)[0] for pair in pairs]
         data.info["classes"] = _classes_in_use(labels, model)
+        data.info["score"] = round(_score(model, pairs), 4)
         if directory is not None:
             directory.save_model(network, codebook)
             steps = settings.training.epochs * settings.training.batches
@@ -202,6 +204,17 @@ def _training_data(
             }
         )
     return _TrainingData(pairs, normalisation, {"channels": channels, "images": described})
+
+
+def _score(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> float:
+    """Score the labels of the training images at the number of classes that runs are compared at."""
+    plain = LabelSettings(mode=model.settings.labels.mode)
+    if model.codebook is not None:
+        plain = plain.model_copy(update={"classes": min(SCORED_CLASSES, model.codebook.finest)})
+    return cut_score(
+        [predict(model, *pair, plain)[0] for pair in pairs],
+        [perceptual(prepared.unit, rgb=prepared.rgb) for prepared, _ in pairs],
+    )
 
 
 def _targets(

@@ -110,7 +110,10 @@ def train(
             _inputs(images), run, settings=settings, frames=_frames(frames), device=device,
             overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
-    _say(f"{len(model.info['classes'])} of {model.n_classes()} classes in use, {model.info['seconds']} s")
+    _say(
+        f"{len(model.info['classes'])} of {model.n_classes()} classes in use, score {model.info['score']:.3f}, "
+        f"{model.info['seconds']} s"
+    )
     _say(f"run: {run}, previews: {run / 'previews'}")
 
 
@@ -188,9 +191,46 @@ def run_both(
         )  # fmt: skip
     _say(
         f"trained on {len(model.info['images'])} images in {model.info['seconds']} s, "
-        f"{len(model.info['classes'])} of {model.n_classes()} classes in use"
+        f"{len(model.info['classes'])} of {model.n_classes()} classes in use, score {model.info['score']:.3f}"
     )
     _say(f"{len(result.names)} images segmented: {result.folder}")
+
+
+@app.command
+def tune(
+    images: Images,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write: trials/ and tuning.json.")],
+    minutes: Annotated[float, Parameter(help="Time budget.", group=RUNNING)] = 10.0,
+    trials: Annotated[int | None, Parameter(help="Trials at most.", group=RUNNING)] = None,
+    frames: Frames = None,
+    preset: Preset = "default",
+    settings_file: SettingsFile = None,
+    sets: Sets = None,
+    classes: Classes = None,
+    scale: Scale = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    superpixels: SuperpixelImages = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+) -> None:
+    """Train with a few settings and seeds within a time budget; keep the run that scores best without a truth."""
+    from spwnet.tuning import tune as try_several
+
+    settings = _settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
+    with _bar() as on_progress:
+        _, ranked = try_several(
+            _inputs(images), out, seconds=60 * minutes, trials=trials, settings=settings, frames=_frames(frames),
+            device=device, overwrite=overwrite, resume=resume, on_progress=on_progress,
+        )  # fmt: skip
+    _say("score    classes  seconds  run        other than the settings given")
+    for trial in ranked:
+        changes = ", ".join(f"{name} = {value}" for name, value in trial.changes.items()) or "–"
+        _say(f"{trial.score:.4f}  {trial.classes:>7}  {trial.seconds:>7.1f}  trials/{trial.number:02d}  {changes}")
+    _say(f"best: {out / 'trials' / f'{ranked[0].number:02d}'}")
 
 
 @app.command

@@ -43,7 +43,7 @@ class ImageSettings(_Section):
     """Pixels of the input cut off at each border before anything else; they get the nearest class in the end."""
     scale: Scale | Literal["auto"] = "auto"
     """Working size over input size (0.2, "1/3"), or "auto": as large as `max_pixels` allows, at most 1."""
-    max_pixels: int = Field(90_000, ge=256)
+    max_pixels: int = Field(220_000, ge=256)
     """Pixels of a working image at most, when `scale` is "auto"."""
     unsharp_radius: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Gaussian standard deviation of the unsharp mask in working pixels; 0 switches it off."""

@@ -1,0 +1,177 @@
+"""Trying a few settings and seeds within a time budget, and keeping the run that scores best without a truth."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spwnet import outputs
+from spwnet.api import load, train
+from spwnet.config import Settings, flat, merged, nested, parse_settings
+from spwnet.errors import SettingsError
+from spwnet.images import open_images
+from spwnet.runs import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from spwnet.runs import TrainedModel
+    from spwnet.training import Progress
+
+logger = logging.getLogger(__name__)
+
+VARIATIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"codebook.evidence": "handmade"},
+    {"superpixels.size": 12.0},
+    {"superpixels.size": 32.0},
+    {"losses.continuity": 0.3},
+    {"patches.crop": 256},
+)
+"""Settings that are tried over those given, in this order; then they all come again with the next seed."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a tuning.
+
+    Attributes
+    ----------
+    number : int
+        From 0, in the order of trying.
+    changes : dict
+        Settings other than those given, by dotted name.
+    score : float
+        `cut_score` of its labels, 0…1; higher is better.
+    classes : int
+        Classes by default.
+    seconds : float
+        That the training took.
+    """
+
+    number: int
+    changes: dict[str, Any]
+    score: float
+    classes: int
+    seconds: float
+
+
+def tune(
+    images: Any,
+    output: str | Path,
+    *,
+    seconds: float = 600.0,
+    trials: int | None = None,
+    settings: Settings | None = None,
+    frames: Sequence[int] | str | None = None,
+    superpixels: Any = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_trial: Callable[[Trial], None] = lambda _: None,
+) -> tuple[TrainedModel, list[Trial]]:
+    """Train with a few settings and seeds, and keep the run of the highest score.
+
+    The score needs no truth, see `cut_score`. A trial starts only if one as long as the longest so far still fits
+    into the time; the first always runs.
+
+    ::
+
+        OUTPUT/
+          trials/00, 01 …   the runs
+          tuning.json       their settings and scores, and which is the best
+
+    Parameters
+    ----------
+    images, frames, superpixels, device, overwrite
+        As in `train`.
+    output : path
+    seconds : float
+        Time budget.
+    trials : int, optional
+        Number of trials at most.
+    settings : Settings, optional
+        What the trials vary.
+    resume : bool
+        Go on with a tuning of the same settings: trials that are finished are kept, their time does not count.
+    on_progress : callable
+        Called with a `Progress` after each step of a training.
+    on_trial : callable
+        Called with each `Trial` that is finished.
+
+    Returns
+    -------
+    TrainedModel
+        The best.
+    list of Trial
+        Best first.
+
+    Raises
+    ------
+    SpwnetError
+        For any input, setting or place that cannot be used.
+    Stopped
+        After Ctrl-C, with everything kept to go on from.
+    """
+    settings = settings or Settings()
+    if not seconds > 0:
+        raise SettingsError(f"expected a time budget above 0 seconds, but got {seconds}")
+    if trials is not None and trials < 1:
+        raise SettingsError(f"expected at least one trial, but got {trials}")
+    folder = Path(output)
+    outputs.check_folder(folder, overwrite=overwrite, resume=resume)
+    source = open_images(images, settings.images.axes)
+    outputs.prepare_folder(folder / "trials", overwrite=overwrite, resume=True)
+    done: list[Trial] = []
+    start, longest = time.monotonic(), 0.0
+    for number, changes in enumerate(_candidates(settings, trials)):
+        run = Run(folder / "trials" / f"{number:02d}")
+        here = resume and run.description.exists()
+        if done and not here and time.monotonic() - start + longest > seconds:
+            break
+        before = time.monotonic()
+        varied = parse_settings(merged(settings.model_dump(), nested(changes)))
+        model = train(
+            source, run.folder, settings=varied, frames=frames, superpixels=superpixels, device=device,
+            overwrite=overwrite, resume=resume, on_progress=on_progress,
+        )  # fmt: skip
+        longest = max(longest, time.monotonic() - before)
+        done.append(Trial(number, changes, model.info["score"], model.n_classes(), model.info["seconds"]))
+        on_trial(done[-1])
+        _write(folder, settings, done)
+    ranked = sorted(done, key=lambda trial: (-trial.score, trial.number))
+    return load(folder / "trials" / f"{ranked[0].number:02d}", device=device), ranked
+
+
+def _candidates(settings: Settings, trials: int | None) -> Iterator[dict[str, Any]]:
+    """Variations that differ from the settings given and from each other, then the same with the next seeds."""
+    given = flat(settings.model_dump())
+    count = 0
+    seed = settings.seed
+    while trials is None or count < trials:
+        for changes in VARIATIONS:
+            varied = {name: value for name, value in changes.items() if given[name] != value}
+            if changes and not varied:
+                continue
+            if seed != settings.seed:
+                varied["seed"] = seed
+            yield varied
+            count += 1
+            if count == trials:
+                return
+        seed += 1
+
+
+def _write(folder: Path, settings: Settings, done: Sequence[Trial]) -> None:
+    best = max(done, key=lambda trial: (trial.score, -trial.number))
+    described = {
+        **outputs.provenance(),
+        "settings": settings.model_dump(mode="json"),
+        "best": f"trials/{best.number:02d}",
+        "trials": [asdict(trial) for trial in done],
+    }
+    outputs.write_json(folder / "tuning.json", described)
