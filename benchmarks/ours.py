@@ -41,7 +41,9 @@ VARIANTS = {
     INSTANT: Variant(preset="instant"),
     "colour only": Variant({"codebook.evidence": "colour"}),
     "untrained network": Variant({"training.epochs": 0}),
-    "without patches": Variant({"losses.patches": 0.0}),
+    "learned evidence alone": Variant({"codebook.evidence": "learned"}),
+    "learned evidence alone, untrained": Variant({"codebook.evidence": "learned", "training.epochs": 0}),
+    "without patches": Variant({"patches.crop": None}),
     "without graph losses": Variant({"losses": {"cut": 0.0, "similarity": 0.0, "continuity": 0.0}}),
     "without superpixels": Variant({"superpixels.method": "none"}),
 }

@@ -32,7 +32,7 @@ class Kind(NamedTuple):
     weight: float
 
 
-LEARNED_WEIGHT = 0.4
+LEARNED_WEIGHT = 0.6
 """Of what the network learned, against the weights of the hand-made groups."""
 
 GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
