@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -375,6 +376,16 @@ def test_collapse_is_told(tiny, caplog, monkeypatch):
     assert "the training collapsed. Try another `seed`" in caplog.text
 
 
+def test_dead_classes_of_the_network_are_told(tiny, caplog, monkeypatch):
+    model = spwnet.train(picture(0), settings=tiny)
+    assert 1 <= model.info["network_classes"] <= 4
+    assert "are alive" not in caplog.text
+    monkeypatch.setattr(api, "FEW_ALIVE", 2.0)
+    spwnet.train(picture(0), settings=tiny)
+    assert "of the network's 4 classes are alive on the training images" in caplog.text
+    assert "spwnet tune" in caplog.text
+
+
 def save_labels(folder, arrays):
     folder.mkdir()
     for name, array in arrays.items():
@@ -447,6 +458,12 @@ def test_evaluate_ignores_void(tmp_path):
     predicted = np.array([[0, 1, 1, 0]] * 4)
     assert spwnet.evaluate([predicted], [truth], ignore=[255])["covering"] == 1
     assert spwnet.evaluate([predicted], [truth])["covering"] < 1
+
+
+def test_no_public_name_is_hidden_by_a_module_of_its_name():
+    """A module that is imported becomes an attribute of the package, in place of the function of its name."""
+    names = {path.stem for path in Path(spwnet.__file__).parent.glob("*.py")}
+    assert not names & set(spwnet.__all__)
 
 
 def test_public_names():

@@ -45,7 +45,7 @@ def test_help_needs_no_torch():
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "segment", "run", "evaluate", "info"])
+@pytest.mark.parametrize("command", ["demo", "train", "segment", "run", "tune", "recut", "regions", "evaluate", "info"])
 def test_each_command_has_help(command, capsys):
     assert f"spwnet {command}" in succeed(capsys, command, "--help")
 

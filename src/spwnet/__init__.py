@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from spwnet.api import Segmentation, load, run, segment, train
     from spwnet.config import PRESETS, Settings, make_settings
-    from spwnet.demo import demo
+    from spwnet.demonstration import demo
     from spwnet.dividing import recut_regions, regions, regions_of_all
     from spwnet.errors import SpwnetError, Stopped
     from spwnet.evaluation import evaluate
@@ -33,7 +33,7 @@ _HOME = {
     "segment": "spwnet.api",
     "load": "spwnet.api",
     "run": "spwnet.api",
-    "demo": "spwnet.demo",
+    "demo": "spwnet.demonstration",
     "evaluate": "spwnet.evaluation",
     "regions": "spwnet.dividing",
     "regions_of_all": "spwnet.dividing",

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 FEW_CLASSES = 3
 """Fewer live classes than this are called a collapse."""
+FEW_ALIVE = 0.25
+"""Share of the network's own classes below which it is told that they died."""
 
 
 def train(
@@ -153,6 +155,8 @@ def train(
         model = TrainedModel(network, settings, data.normalisation, data.info, codebook, target)
         labels = [predict(model, *pair, settings.labels)[0] for pair in pairs]
         data.info["classes"] = _classes_in_use(labels, model)
+        if network is not None:
+            data.info["network_classes"] = _network_classes(model, pairs)
         data.info["score"] = round(_score(model, pairs), 4)
         if directory is not None:
             directory.save_model(network, codebook)
@@ -242,6 +246,22 @@ def _write_preview(
         palette(max(model.settings.most_classes, model.settings.model.classes)),
     )
     outputs.write_picture(directory.preview(done), picture)
+
+
+def _network_classes(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> int:
+    """Count the classes that are the network's first choice anywhere on the training images; warn if most died."""
+    own = LabelSettings(mode="argmax_of_mean")
+    found = np.unique(np.concatenate([np.unique(predict(model, *pair, own)[0]) for pair in pairs]))
+    classes = model.settings.model.classes
+    if len(found) < classes * FEW_ALIVE:
+        logger.warning(
+            "only %d of the network's %d classes are alive on the training images. Labels by codebook do without the "
+            "others; to keep them alive, use `losses.target = 'codebook'`, `model.final_norm = true` or a lower "
+            "`losses.continuity`, or try `spwnet tune`.",
+            len(found),
+            classes,
+        )
+    return len(found)
 
 
 def _classes_in_use(labels: Sequence[NDArray[np.int32]], model: TrainedModel) -> dict[str, int]:

@@ -37,7 +37,7 @@ Frames = Annotated[
     str | None,
     Parameter(help='Frame numbers: "10,123,270", "1:400:20" or "all".', group=RUNNING),
 ]
-Preset = Annotated[str, Parameter(help="default, published-cheetah or published-hanyu.", group=TUNING)]
+Preset = Annotated[str, Parameter(help="default, instant, published-cheetah or published-hanyu.", group=TUNING)]
 SettingsFile = Annotated[Path | None, Parameter(name="--settings", help="TOML file of settings.", group=TUNING)]
 Sets = Annotated[
     list[str] | None,
@@ -259,7 +259,7 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Train on two frames of an embedded input, segment all of them, and score against the truth."""
-    from spwnet.demo import demo as run_demo
+    from spwnet.demonstration import demo as run_demo
 
     settings = _settings("default", None, sets, None, None, None, None, None)
     with _bar() as on_progress:
