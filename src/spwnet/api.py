@@ -20,14 +20,14 @@ from spwnet.config import LabelSettings, Settings, flat
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, memory_format, pick_device
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
+from spwnet.gathering import gather, label_source_of
 from spwnet.graph import build_graph
-from spwnet.images import check_same_channels, fingerprint, frame_indices, label_image, open_images
-from spwnet.prediction import describe, predict, predict_all, prepare_image
-from spwnet.preparation import measure
+from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
+from spwnet.prediction import describe, predict, predict_all
 from spwnet.runs import Results, Run, TrainedModel, evidence_kinds, make_network
 from spwnet.scoring import SCORED_CLASSES, cut_score
 from spwnet.superpixels import perceptual
-from spwnet.training import Progress, check_images, fit, set_up_image
+from spwnet.training import Progress, fit, set_up_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
     from spwnet.graph import RegionGraph
     from spwnet.images import ImageSource
-    from spwnet.preparation import Normalisation, Prepared
-    from spwnet.superpixels import Superpixels
+    from spwnet.preparation import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def train(
     directory = None if run is None else Run(run)
     if directory is not None:
         outputs.check_folder(directory.folder, overwrite=overwrite, resume=resume)
-    data = _training_data(images, frames, superpixels, settings)
+    data = gather(images, frames, superpixels, settings)
     dtype = convolution_type(settings.training.precision, target)
     data.info |= {"device": str(target), "precision": str(dtype).removeprefix("torch."), **outputs.provenance()}
     if directory is not None:
@@ -166,48 +165,6 @@ def train(
             if should_stop():
                 raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
     return model
-
-
-@dataclass
-class _TrainingData:
-    """Training images, prepared and oversegmented, with their statistics and what ``run.json`` says of them."""
-
-    pairs: list[tuple[Prepared, Superpixels | None]]
-    normalisation: Normalisation
-    info: dict[str, Any]
-
-
-def _training_data(
-    images: Any, frames: Sequence[int] | str | None, superpixels: Any, settings: Settings
-) -> _TrainingData:
-    """Read, check, prepare and oversegment the training images."""
-    source = open_images(images, settings.images.axes)
-    chosen = _training_indices(source, frames, settings)
-    channels = check_same_channels(source, chosen)
-    label_source = _label_source(superpixels, settings, source)
-    raw = [source[index] for index in chosen]
-    normalisation = measure(raw, settings.images)
-    pairs = [
-        prepare_image(image, settings, normalisation, label_source(index))
-        for image, index in zip(raw, chosen, strict=True)
-    ]
-    if settings.learns:
-        check_images([prepared for prepared, _ in pairs], settings)
-    described = []
-    for image, (prepared, regions) in zip(raw, pairs, strict=True):
-        height, width = prepared.unit.shape[:2]
-        count = None if regions is None else regions.count
-        logger.info("%s: %d×%d working pixels, %s superpixels", image.name, height, width, count or "no")
-        described.append(
-            {
-                "name": image.name,
-                "sha256": fingerprint(image),
-                "shape": list(image.pixels.shape),
-                "working_shape": [height, width],
-                "superpixels": count,
-            }
-        )
-    return _TrainingData(pairs, normalisation, {"channels": channels, "images": described})
 
 
 def _score(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> float:
@@ -397,7 +354,7 @@ def segment(
             f"expected images of {model.info['channels']} channels as in training, but '{source.names[chosen[0]]}' "
             f"has {channels}; segment images of the same kind"
         )
-    label_source = _label_source(superpixels, model.settings, source)
+    label_source = label_source_of(superpixels, model.settings, source)
     writer = None
     if output is not None:
         outputs.check_folder(output, overwrite=overwrite, resume=resume)
@@ -516,44 +473,6 @@ def stoppable() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:
-    """Positions of the training images: those named, or a few spread evenly from first to last."""
-    if frames is not None:
-        return frame_indices(source, frames)
-    count = min(settings.training.images, len(source))
-    chosen = [int(i) for i in np.linspace(0, len(source) - 1, count).round()] if count > 1 else [0]
-    if count < len(source):
-        logger.info(
-            "training on %d of %d images: %s (choose others by `frames`, or how many by `training.images`)",
-            count, len(source), ", ".join(source.names[i] for i in chosen),
-        )  # fmt: skip
-    return chosen
-
-
-def _label_source(superpixels: Any, settings: Settings, images: ImageSource) -> Callable[[int], NDArray[Any] | None]:
-    """Return a function from an image's position to the user's superpixels of it: by name, else by order."""
-    given = superpixels if superpixels is not None else settings.superpixels.labels
-    if given is None:
-        return lambda _: None
-    if settings.superpixels.method != "labels":
-        raise SettingsError(
-            "expected `superpixels.method = 'labels'` because superpixels were given, but it is "
-            f"{settings.superpixels.method!r}"
-        )
-    source = open_images(given, None)
-    if set(images.names) <= set(source.names):
-        return lambda index: label_image(source, source.names.index(images.names[index]))
-    unknown = [name for name in images.names if name not in source.names]
-    if superpixels is None or len(unknown) < len(images):
-        raise InputError(
-            f"expected superpixels of the same name as each image, but there are none for '{unknown[0]}'; give those "
-            "of these images by `superpixels`"
-        )
-    if len(source) != len(images):
-        raise InputError(f"expected one superpixel image for each of {len(images)} images, but got {len(source)}")
-    return lambda index: label_image(source, index)
 
 
 def _check_resumable(directory: Run, settings: Settings, info: dict[str, Any]) -> bool:

@@ -1,0 +1,105 @@
+"""Gathering the training images: which ones, read, checked, prepared and oversegmented."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spwnet.errors import InputError, SettingsError
+from spwnet.images import check_same_channels, fingerprint, frame_indices, label_image, open_images
+from spwnet.prediction import prepare_image
+from spwnet.preparation import measure
+from spwnet.training import check_images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from spwnet.config import Settings
+    from spwnet.images import ImageSource
+    from spwnet.preparation import Normalisation, Prepared
+    from spwnet.superpixels import Superpixels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingData:
+    """Training images, prepared and oversegmented, with their statistics and what ``run.json`` says of them."""
+
+    pairs: list[tuple[Prepared, Superpixels | None]]
+    normalisation: Normalisation
+    info: dict[str, Any]
+
+
+def gather(images: Any, frames: Sequence[int] | str | None, superpixels: Any, settings: Settings) -> TrainingData:
+    """Read, check, prepare and oversegment the training images."""
+    source = open_images(images, settings.images.axes)
+    chosen = training_indices(source, frames, settings)
+    channels = check_same_channels(source, chosen)
+    label_source = label_source_of(superpixels, settings, source)
+    raw = [source[index] for index in chosen]
+    normalisation = measure(raw, settings.images)
+    pairs = [
+        prepare_image(image, settings, normalisation, label_source(index))
+        for image, index in zip(raw, chosen, strict=True)
+    ]
+    if settings.learns:
+        check_images([prepared for prepared, _ in pairs], settings)
+    described = []
+    for image, (prepared, regions) in zip(raw, pairs, strict=True):
+        height, width = prepared.unit.shape[:2]
+        count = None if regions is None else regions.count
+        logger.info("%s: %d×%d working pixels, %s superpixels", image.name, height, width, count or "no")
+        described.append(
+            {
+                "name": image.name,
+                "sha256": fingerprint(image),
+                "shape": list(image.pixels.shape),
+                "working_shape": [height, width],
+                "superpixels": count,
+            }
+        )
+    return TrainingData(pairs, normalisation, {"channels": channels, "images": described})
+
+
+def training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:
+    """Positions of the training images: those named, or a few spread evenly from first to last."""
+    if frames is not None:
+        return frame_indices(source, frames)
+    count = min(settings.training.images, len(source))
+    chosen = [int(i) for i in np.linspace(0, len(source) - 1, count).round()] if count > 1 else [0]
+    if count < len(source):
+        logger.info(
+            "training on %d of %d images: %s (choose others by `frames`, or how many by `training.images`)",
+            count, len(source), ", ".join(source.names[i] for i in chosen),
+        )  # fmt: skip
+    return chosen
+
+
+def label_source_of(superpixels: Any, settings: Settings, images: ImageSource) -> Callable[[int], NDArray[Any] | None]:
+    """Return a function from an image's position to the user's superpixels of it: by name, else by order."""
+    given = superpixels if superpixels is not None else settings.superpixels.labels
+    if given is None:
+        return lambda _: None
+    if settings.superpixels.method != "labels":
+        raise SettingsError(
+            "expected `superpixels.method = 'labels'` because superpixels were given, but it is "
+            f"{settings.superpixels.method!r}"
+        )
+    source = open_images(given, None)
+    if set(images.names) <= set(source.names):
+        return lambda index: label_image(source, source.names.index(images.names[index]))
+    unknown = [name for name in images.names if name not in source.names]
+    if superpixels is None or len(unknown) < len(images):
+        raise InputError(
+            f"expected superpixels of the same name as each image, but there are none for '{unknown[0]}'; give those "
+            "of these images by `superpixels`"
+        )
+    if len(source) != len(images):
+        raise InputError(f"expected one superpixel image for each of {len(images)} images, but got {len(source)}")
+    return lambda index: label_image(source, index)
