@@ -60,7 +60,10 @@ def test_reduced_with_evidence_gives_out_the_size_that_came_in(ndim, shape):
     assert features.shape == (1, 5, *shape)
     assert reconstruction.shape == (1, 2, *shape)
     probabilities = network.classify(x)
-    torch.testing.assert_close(probabilities, torch.softmax(2 * features, 1))
+    assert probabilities.shape == features.shape
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, *shape))
+    network.reduction = 1
+    torch.testing.assert_close(network.classify(x), torch.softmax(2 * network.encode(x), 1))
 
 
 def test_reduction_works_on_means():

@@ -147,7 +147,7 @@ class WNet(nn.Module):
         self.evidence_mean: Tensor | None
         self.evidence_std: Tensor | None
         self.channels, self.reduction = channels, reduction
-        self.multiple = 2**n_blocks * reduction
+        self.multiple = 2**n_blocks
         shape = (1, evidence, *[1] * ndim)
         self.register_buffer("evidence_mean", torch.zeros(shape) if evidence else None)
         self.register_buffer("evidence_std", torch.ones(shape) if evidence else None)
@@ -179,7 +179,8 @@ class WNet(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         """Return the probability of each class at each pixel, (B, K, *spatial), as sure as `SHARPNESS` makes it."""
-        return functional.softmax(SHARPNESS * self.encode(x), dim=1)
+        features = self.norm(self.encoder(self._taken_in(x)))
+        return self._given_out(functional.softmax(SHARPNESS * features.float(), dim=1), x)
 
     @torch.no_grad()
     def scale_evidence(self, images: Sequence[Tensor]) -> None:
@@ -194,7 +195,9 @@ class WNet(nn.Module):
         self.evidence_std = torch.sqrt((squares + (means - mean).square()).mean(0)).clamp(min=LEAST_DEVIATION)
 
     def _taken_in(self, x: Tensor) -> Tensor:
-        """Scale the evidence, repeat the last row and column until all sides divide, and reduce."""
+        """Reduce, scale the evidence, and repeat the last row and column until all sides divide."""
+        if self.reduction > 1:
+            x = AVERAGE[x.ndim - 2](x, self.reduction, ceil_mode=True)
         if self.evidence_mean is not None and self.evidence_std is not None:
             image, evidence = x[:, : self.channels], x[:, self.channels :]
             scaled = (evidence - self.evidence_mean) / self.evidence_std
@@ -202,7 +205,7 @@ class WNet(nn.Module):
         missing = [-size % self.multiple for size in reversed(x.shape[2:])]
         if any(missing):
             x = functional.pad(x, [side for size in missing for side in (0, size)], mode="replicate")
-        return x if self.reduction == 1 else AVERAGE[x.ndim - 2](x, self.reduction)
+        return x
 
     def _given_out(self, y: Tensor, like: Tensor) -> Tensor:
         """Interpolate to pixels and crop to the size that came in, in float32."""
