@@ -54,7 +54,7 @@ class Weights(NamedTuple):
 
 
 HAND_MADE = Weights(2.23, 0.97, 1.58, 1.85, 0.43, 0.0, 0.38, -2.93)
-WITH_LEARNED = Weights(2.28, 0.78, 1.50, 1.92, 0.50, 0.07, 0.38, -2.95)
+WITH_LEARNED = Weights(1.78, 1.92, 1.31, 1.57, 0.62, 0.74, 0.42, -3.53)
 """For hierarchies without and with a network."""
 
 
