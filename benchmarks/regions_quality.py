@@ -58,7 +58,8 @@ def superpixels_by_linkage(file: Path) -> Family:
     found = slic(unit, SLIC_REGIONS, rgb=True)
     flat = found.labels.ravel()
     sums = np.stack([np.bincount(flat, c) for c in rgb2lab(unit).reshape(flat.size, 3).T], axis=1)
-    merges, heights = _average_linkage(sums / np.bincount(flat)[:, None], *adjacent_pairs(found.labels, found.count))
+    first, second, _ = adjacent_pairs(found.labels, found.count)
+    merges, heights = _average_linkage(sums / np.bincount(flat)[:, None], first, second)
     tree = spwnet.RegionHierarchy(found.labels, merges, heights, np.zeros((found.count, 3), np.uint8))
     levels = [tree.leaf_regions(tree.regions_at(t)) for t in np.geomspace(1, 80, LEVELS)]
     return Family(found.labels, np.stack(levels))
