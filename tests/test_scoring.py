@@ -3,56 +3,48 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spwnet.scoring import cut_score
+from spwnet.graph import build_graph
+from spwnet.scoring import Neighbours, cut_score
+from spwnet.superpixels import superpixels_from_labels
 
 
-def two_halves(noise=0.0):
-    image = np.zeros((20, 30, 1))
-    image[:, 15:] = 50
-    return image + np.random.default_rng(0).normal(0, noise, image.shape)
-
-
-def brute_force(labels, images):
-    """The definition, pixel by pixel."""
-    pairs = [
-        (labels[n][p], labels[n][q], np.linalg.norm(images[n][p] - images[n][q]))
-        for n in range(len(images))
-        for p in np.ndindex(labels[n].shape)
-        for q in ((p[0] + 1, p[1]), (p[0], p[1] + 1))
-        if q[0] < labels[n].shape[0] and q[1] < labels[n].shape[1]
-    ]
-    usual = np.mean([d for *_, d in pairs])
-    shares = []
-    for k in np.unique(np.concatenate([found.ravel() for found in labels])):
-        ties = sum((int(a == k) + int(b == k)) * np.exp(-d / usual) for a, b, d in pairs)
-        within = sum(2 * (a == k == b) * np.exp(-d / usual) for a, b, d in pairs)
-        shares.append(within / ties)
-    return np.mean(shares)
+def tiles(image):
+    """Neighbours among tiles of 2×2 pixels."""
+    h, w = image.shape[:2]
+    labels = np.arange(h)[:, None] // 2 * 100 + np.arange(w) // 2
+    graph = build_graph(superpixels_from_labels(labels, (h, w)), image)
+    return Neighbours(graph.edges.numpy(), graph.distances.numpy())
 
 
 def test_equals_the_definition():
     rng = np.random.default_rng(0)
-    images = [rng.random((6, 9, 2)), rng.random((5, 4, 2))]
-    labels = [rng.integers(0, 4, image.shape[:2]) for image in images]
-    assert cut_score(labels, images) == pytest.approx(brute_force(labels, images))
+    images = [tiles(rng.random((8, 12, 2))), tiles(rng.random((6, 4, 2)))]
+    labels = [rng.integers(0, 4, int(image.edges.max()) + 1) for image in images]
+    usual = np.concatenate([image.distances for image in images]).mean()
+    within, ties = np.zeros(4), np.zeros(4)
+    for found, image in zip(labels, images, strict=True):
+        for (i, j), d in zip(image.edges.T, image.distances, strict=True):
+            ties[found[i]] += np.exp(-d / usual)
+            within[found[i]] += np.exp(-d / usual) * (found[i] == found[j])
+    assert cut_score(labels, images) == pytest.approx((within / ties).mean())
 
 
 def test_boundaries_where_the_image_has_some_are_best():
-    image = two_halves(1.0)
-    right = np.zeros((20, 30), int)
-    right[:, 15:] = 1
-    elsewhere, across = np.zeros_like(right), np.zeros_like(right)
-    elsewhere[:, 8:] = 1
-    across[10:] = 1
-    best = cut_score([right], [image])
+    image = np.zeros((20, 32, 1))
+    image[:, 16:] = 50
+    image += np.random.default_rng(0).normal(0, 1, image.shape)
+    neighbours = tiles(image)
+    y, x = (part.ravel() for part in np.mgrid[:10, :16])
+    best, elsewhere, across = (cut_score([part.astype(int)], [neighbours]) for part in (x >= 8, x >= 4, y >= 5))
     assert best > 0.99
-    assert best > cut_score([elsewhere], [image]) > cut_score([across], [image])
-    assert cut_score([np.random.default_rng(0).integers(0, 2, right.shape)], [image]) < 0.6
+    assert best > elsewhere
+    assert best > across
+    assert cut_score([np.random.default_rng(0).integers(0, 2, 160)], [neighbours]) < 0.6
 
 
-def test_one_class_and_a_constant_image_and_a_volume():
-    assert cut_score([np.zeros((4, 5), int)], [np.ones((4, 5, 1))]) == 1
-    assert cut_score([np.full((4, 5), 7)], [np.ones((4, 5, 1))]) == 1
-    volume = np.zeros((4, 5, 6), int)
-    volume[2:] = 1
-    assert 0.5 < cut_score([volume], [np.random.default_rng(0).random((4, 5, 6, 2))]) < 1
+def test_one_class_a_constant_image_and_a_lone_superpixel():
+    constant = tiles(np.ones((4, 6, 1)))
+    assert cut_score([np.zeros(6, int)], [constant]) == 1
+    assert cut_score([np.full(6, 7)], [constant]) == 1
+    alone = Neighbours(np.zeros((2, 0), int), np.zeros(0))
+    assert cut_score([np.zeros(1, int)], [alone]) == 1

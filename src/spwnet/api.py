@@ -16,7 +16,7 @@ import numpy as np
 from spwnet import outputs, report
 from spwnet.classes import areas, palette
 from spwnet.codebook import fit_codebook
-from spwnet.config import LabelSettings, Settings, flat
+from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, memory_format, pick_device
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
@@ -25,8 +25,8 @@ from spwnet.graph import build_graph
 from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
 from spwnet.prediction import describe, predict, predict_all
 from spwnet.runs import Results, Run, TrainedModel, evidence_kinds, make_network
-from spwnet.scoring import SCORED_CLASSES, cut_score
-from spwnet.superpixels import perceptual
+from spwnet.scoring import SCORED_CLASSES, Neighbours, cut_score
+from spwnet.superpixels import make_superpixels
 from spwnet.training import Progress, fit, set_up_image
 
 if TYPE_CHECKING:
@@ -168,14 +168,23 @@ def train(
 
 
 def _score(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> float:
-    """Score the labels of the training images at the number of classes that runs are compared at."""
+    """Score the labels of the training images, at the number of classes and on the superpixels that all runs share."""
     plain = LabelSettings(mode=model.settings.labels.mode)
     if model.codebook is not None:
         plain = plain.model_copy(update={"classes": min(SCORED_CLASSES, model.codebook.finest)})
-    return cut_score(
-        [predict(model, *pair, plain)[0] for pair in pairs],
-        [perceptual(prepared.unit, rgb=prepared.rgb) for prepared, _ in pairs],
-    )
+    shared = SuperpixelSettings()
+    labels, images = [], []
+    for prepared, graph in pairs:
+        found = predict(model, prepared, graph, plain)[0].ravel()
+        if graph is None or model.settings.superpixels != shared:
+            regions = make_superpixels(prepared.unit, shared, rgb=prepared.rgb)
+            assert regions is not None
+            graph = build_graph(regions, prepared.unit)
+        nodes = graph.labels.cpu().numpy()
+        votes = np.bincount(nodes * (found.max() + 1) + found, minlength=graph.count * (found.max() + 1))
+        labels.append(votes.reshape(graph.count, -1).argmax(1))
+        images.append(Neighbours(graph.edges.cpu().numpy(), graph.distances.cpu().numpy()))
+    return cut_score(labels, images)
 
 
 def _targets(
