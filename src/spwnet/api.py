@@ -25,7 +25,7 @@ from spwnet.graph import build_graph
 from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
 from spwnet.prediction import describe, predict, predict_all
 from spwnet.runs import Results, Run, TrainedModel, evidence_kinds, make_network
-from spwnet.scoring import SCORED_CLASSES, Neighbours, cut_score
+from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
 from spwnet.superpixels import make_superpixels
 from spwnet.training import Progress, fit, set_up_image
 
@@ -184,7 +184,7 @@ def _score(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | No
         votes = np.bincount(nodes * (found.max() + 1) + found, minlength=graph.count * (found.max() + 1))
         labels.append(votes.reshape(graph.count, -1).argmax(1))
         images.append(Neighbours(graph.edges.cpu().numpy(), graph.distances.cpu().numpy()))
-    return cut_score(labels, images)
+    return label_score(labels, images, model.n_classes(plain))
 
 
 def _targets(

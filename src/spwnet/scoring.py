@@ -1,7 +1,8 @@
-"""A score of labels without a truth: how little they cut through what looks alike."""
+"""A score of labels without a truth: how well their boundaries fit the image."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SCORED_CLASSES = 16
+SCORED_CLASSES = 32
 """Number of classes, at most, that runs are scored at: only runs with as many can be compared."""
+
+
+LEAST_SHARE = 1e-6
+"""Keeps the score of one class alone finite."""
 
 
 class Neighbours(NamedTuple):
@@ -30,38 +35,48 @@ class Neighbours(NamedTuple):
     distances: NDArray[np.floating[Any]]
 
 
-def cut_score(labels: Sequence[NDArray[np.integer[Any]]], images: Sequence[Neighbours]) -> float:
-    r"""Average share of the ties of a class that stay within it: one minus the normalised cut [1]_ of the labels.
+def label_score(labels: Sequence[NDArray[np.integer[Any]]], images: Sequence[Neighbours], n_classes: int) -> float:
+    r"""Score labels without a truth: how little they cut through what looks alike, and how clear their boundaries are.
 
-    .. math:: \frac{1}{K} \sum_k \frac{\sum_{i,j \in k} A_{ij}}{\sum_{i \in k} \sum_j A_{ij}},
-              \quad A_{ij} = \exp(-d_{ij} / \bar{d})
+    .. math:: \log \frac{a}{1 - a} + \frac{1}{2} \log \frac{d_{between}}{d_{within}}, \quad
+              a = \frac{1}{K} \sum_k \frac{\sum_{i,j \in k} A_{ij}}{\sum_{i \in k} \sum_j A_{ij}}, \quad
+              A_{ij} = \exp(-d_{ij} / \bar{d})
 
-    over the edges of the region adjacency graphs of all the images, with the mean distance :math:`\bar{d}` of
-    neighbours.
+    over the edges of the region adjacency graphs of all the images: 1 − a is the normalised cut [1]_ of the labels, with
+    the mean distance of neighbours as :math:`\bar{d}`; the other term compares the mean distances of neighbours of two
+    classes and of one.
 
     Parameters
     ----------
     labels : sequence of (N,) int arrays
-        Class of each superpixel; those that do not occur do not count.
+        Class of each superpixel.
     images : sequence of Neighbours
+    n_classes : int
+        K; a class that does not occur keeps none of its ties.
 
     Returns
     -------
     float
-        0…1; higher is better, among labels of the same superpixels with the same number of classes.
+        Finite; higher is better, among labels of the same superpixels with the same number of classes.
 
     References
     ----------
     .. [1] J. Shi, J. Malik, Normalized cuts and image segmentation, IEEE TPAMI 22 (8), 2000.
     """
-    every = np.concatenate([image.distances for image in images])
-    usual = float(every.mean()) if every.size else 0.0
-    count = max(int(found.max()) for found in labels) + 1
-    within, ties = np.zeros(count), np.zeros(count)
-    for found, (edges, distances) in zip(labels, images, strict=True):
-        weights = np.exp(-distances / usual) if usual > 0 else np.ones(len(distances))
-        one, other = found[edges]
-        within += np.bincount(one, weights * (one == other), count)
-        ties += np.bincount(one, weights, count)
-    there = ties > 0
-    return float((within[there] / ties[there]).mean()) if there.any() else 1.0
+    distances = np.concatenate([image.distances for image in images])
+    usual = float(distances.mean()) if distances.size else 0.0
+    within, ties = np.zeros(n_classes), np.zeros(n_classes)
+    cut = []
+    for found, image in zip(labels, images, strict=True):
+        weights = np.exp(-image.distances / usual) if usual > 0 else np.ones(len(image.distances))
+        one, other = found[image.edges]
+        within += np.bincount(one, weights * (one == other), n_classes)
+        ties += np.bincount(one, weights, n_classes)
+        cut.append(one != other)
+    shares = np.divide(within, ties, out=np.zeros(n_classes), where=ties > 0)
+    kept = float(np.clip(shares.mean(), LEAST_SHARE, 1 - LEAST_SHARE))
+    across = np.concatenate(cut)
+    contrast = 1.0
+    if across.any() and not across.all() and distances[~across].any() and distances[across].any():
+        contrast = float(distances[across].mean() / distances[~across].mean())
+    return math.log(kept / (1 - kept)) + 0.5 * math.log(contrast)

@@ -45,7 +45,7 @@ class Trial:
     changes : dict
         Settings other than those given, by dotted name.
     score : float
-        `cut_score` of its labels, 0…1; higher is better.
+        `label_score` of its labels; higher is better.
     classes : int
         Classes by default.
     seconds : float
@@ -76,7 +76,7 @@ def tune(
 ) -> tuple[TrainedModel, list[Trial]]:
     """Train with a few settings and seeds, and keep the run of the highest score.
 
-    The score needs no truth, see `cut_score`. A trial starts only if one as long as the longest so far still fits
+    The score needs no truth, see `label_score`. A trial starts only if one as long as the longest so far still fits
     into the time; the first always runs.
 
     ::
