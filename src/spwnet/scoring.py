@@ -42,9 +42,9 @@ def label_score(labels: Sequence[NDArray[np.integer[Any]]], images: Sequence[Nei
               a = \frac{1}{K} \sum_k \frac{\sum_{i,j \in k} A_{ij}}{\sum_{i \in k} \sum_j A_{ij}}, \quad
               A_{ij} = \exp(-d_{ij} / \bar{d})
 
-    over the edges of the region adjacency graphs of all the images: 1 − a is the normalised cut [1]_ of the labels, with
-    the mean distance of neighbours as :math:`\bar{d}`; the other term compares the mean distances of neighbours of two
-    classes and of one.
+    over the edges of the region adjacency graphs of all the images: 1 − a is the normalised cut [1]_ of the labels,
+    with the mean distance of neighbours as :math:`\bar{d}`; the other term compares the mean distances of neighbours
+    of two classes and of one.
 
     Parameters
     ----------
