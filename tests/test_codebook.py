@@ -252,3 +252,13 @@ def test_assignment_goes_by_the_nearest_centre_of_any_member():
     together = np.array([7, 9, 7, 9, 9])
     classes, _ = book.assign(Descriptors(points), together)
     np.testing.assert_array_equal(classes, together[classes_of(book, points)])
+
+
+def test_the_suggested_number_is_that_of_clear_clouds():
+    points, _, _ = nested_clouds()
+    book = fit_codebook([Descriptors(points)], [(2, 1.0)], 32)
+    assert book.finest == 32
+    assert book.suggested == 2
+    points, _ = clouds(sizes=(300, 200, 100, 250, 150))
+    assert fit_codebook([Descriptors(points)], [(5, 1.0)], 32).suggested == 5
+    assert fit_codebook([Descriptors(np.ones((9, 2), np.float32))], [(2, 1.0)], 4).suggested == 1

@@ -36,7 +36,7 @@ DIFFUSION_STEPS = 3
 AGREEMENT = 6.0
 """Energy of a superpixel all of whose boundary is to other classes, where squared distance to the own centre is 2."""
 AGREEMENT_STEPS = 5
-ENOUGH = 0.95
+ENOUGH = 0.97
 """Share of what the finest classes explain of the variance that the suggested number has to."""
 TINY = 1e-12
 NEAR = 0.5
@@ -111,7 +111,7 @@ class Codebook:
 
     @property
     def suggested(self) -> int:
-        """Fewest classes that leave hardly more of the variance unexplained than the finest do."""
+        """Fewest classes that explain `ENOUGH` of the variance that the finest explain."""
         explained = np.cumsum(self.heights[1:])
         if not len(explained) or explained[-1] <= 0:
             return 1
