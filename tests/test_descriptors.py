@@ -39,6 +39,13 @@ def test_groups_keep_their_weight_however_many_kinds_they_have():
     assert [kind.size for kind in kinds("colour", 3, 16)] == [3]
 
 
+def test_one_grey_value_weighs_as_much_as_it_has_to_say():
+    grey, two, colours, many = (kinds("handmade", channels, 0)[0].weight for channels in (1, 2, 3, 9))
+    assert colours == many == GROUPS["colour"][1]
+    assert math.isclose(grey, math.sqrt(3) * colours)
+    assert grey > two > colours
+
+
 def test_colour_comes_first():
     unit = picture(0) / 255
     np.testing.assert_allclose(np.moveaxis(evidence_of(unit, rgb=True)["colour"], 0, -1), rgb2lab(unit), atol=1e-3)

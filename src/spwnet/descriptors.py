@@ -71,6 +71,8 @@ def kinds(evidence: str, channels: int, learned: int, ndim: int = 2) -> list[Kin
         for group, (names, weight) in GROUPS.items()
         for name in names
     ]
+    # One grey value has to say what three colours say.
+    filters[0] = filters[0]._replace(weight=filters[0].weight * math.sqrt(3 / min(channels, 3)))
     return filters if evidence == "handmade" else [*network, *filters]
 
 
