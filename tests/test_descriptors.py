@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2lab
 
 from spwnet.descriptors import GROUPS, gaussian, handmade, kinds
-from spwnet.superpixels import perceptual
+from spwnet.preparation import perceptual
 from tests.conftest import picture
 
 

@@ -387,13 +387,13 @@ def segment(
         counts = {name: {int(k): n for k, n in entry["areas"].items()} for name, entry in writer.done.items()}
     start = time.monotonic()
     pictures = overlays and writer is not None
-    stream = predict_all(model, source, todo, cleaning, label_source, pictures=pictures)
+    stream = predict_all(model, source, todo, cleaning, label_source, pictures=pictures, uncertainty=uncertainty)
     with stoppable() as should_stop:
         for done, prediction in enumerate(stream, start=1):
             counts[prediction.name] = {k: n for k, n in enumerate(areas(prediction.labels, n_classes)) if n}
             if writer is None:
                 found.append(prediction.labels)
-                doubts += [prediction.uncertainty] if uncertainty else []
+                doubts += [] if prediction.uncertainty is None else [prediction.uncertainty]
             else:
                 writer.write(prediction, counts[prediction.name])
             left = (time.monotonic() - start) / done * (len(todo) - done)

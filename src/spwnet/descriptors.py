@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from spwnet.devices import to_tensor
-from spwnet.superpixels import perceptual
 
 if TYPE_CHECKING:
     from spwnet.preparation import Prepared
@@ -87,7 +86,7 @@ def network_input(prepared: Prepared, device: torch.device | str, *, evidence: b
     pixels = to_tensor(prepared.network, device)
     if not evidence:
         return pixels
-    image = to_tensor(perceptual(prepared.unit, rgb=prepared.rgb), device)[0].contiguous()
+    image = to_tensor(prepared.colour, device)[0].contiguous()
     return torch.cat([pixels, handmade(image)[None]], dim=1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spwnet.devices import deterministic
-from spwnet.superpixels import perceptual
+from spwnet.preparation import perceptual
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,7 +18,7 @@ from spwnet.graph import build_graph
 from spwnet.images import fingerprint
 from spwnet.preparation import Prepared, prepare, restore, to_display, to_unit
 from spwnet.runs import Prediction, TrainedModel
-from spwnet.superpixels import Superpixels, make_superpixels, perceptual
+from spwnet.superpixels import Superpixels, make_superpixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +54,9 @@ def prepare_image(
     prepared = prepare(image, settings.images, normalisation)
     if labels is not None and labels.shape[:2] == prepared.frame.shape:
         labels = prepared.frame.bring(labels)
-    return prepared, make_superpixels(prepared.unit, settings.superpixels, rgb=prepared.rgb, labels=labels)
+    colour = prepared.colour if settings.superpixels.method == "slic" else None
+    regions = make_superpixels(prepared.unit, settings.superpixels, rgb=prepared.rgb, colour=colour, labels=labels)
+    return prepared, regions
 
 
 @deterministic()
@@ -92,9 +94,11 @@ def describe(
         with arithmetic(device, convolution_type(settings.training.precision, device)):
             maps.append(network.classify(pixels)[0])
         filters = pixels[0, channels:] if settings.model.evidence else None
-    if evidence != "learned":
-        image = to_tensor(perceptual(prepared.unit, rgb=prepared.rgb), device)[0].contiguous()
-        maps.append(image if evidence == "colour" else handmade(image) if filters is None else filters)
+    if evidence != "learned" and filters is None:
+        image = to_tensor(prepared.colour, device)[0].contiguous()
+        filters = image if evidence == "colour" else handmade(image)
+    if evidence != "learned" and filters is not None:
+        maps.append(filters)
     if graph is None:
         return Descriptors(torch.cat(maps).flatten(1).T.contiguous().cpu().numpy())
     pooled = torch.cat([graph.pool(part) for part in maps], dim=1)
@@ -154,6 +158,7 @@ def predict_all(
     label_source: Callable[[int], NDArray[Any] | None] = lambda _: None,
     *,
     pictures: bool = False,
+    uncertainty: bool = True,
 ) -> Iterator[Prediction]:
     """Label the images of a source in their order, a few at a time, each on one thread."""
     settings, normalisation = model.settings, model.normalisation
@@ -164,11 +169,10 @@ def predict_all(
         graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
         stride = math.ceil(math.sqrt(image.pixels[..., 0].size / MOST_PICTURE_PIXELS))
         picture = to_display(to_unit(image.pixels[::stride, ::stride], normalisation)) if pictures else None
-        classes, uncertainty = predict(model, prepared, graph, labels)
+        classes, doubt = predict(model, prepared, graph, labels)
         cleaned = restore(clean(classes, labels), prepared.frame)
-        return Prediction(
-            prepared.name, cleaned, restore(uncertainty, prepared.frame), picture, stride, fingerprint(image)
-        )
+        wide = restore(doubt, prepared.frame) if uncertainty else None
+        return Prediction(prepared.name, cleaned, wide, picture, stride, fingerprint(image))
 
     threads = torch.get_num_threads()
     workers = max(1, min(threads, len(indices), MOST_WORKERS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,10 @@ PERCENTILES = (0.1, 99.9)
 
 LEAST_STD = 1e-6
 """A channel of a smaller standard deviation is constant; dividing by that would blow up noise."""
+
+
+LAB_RANGE = 100.0
+"""Channels other than red, green and blue are brought to CIELAB's range of L, so that compactness means the same."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,21 @@ class Prepared:
     frame: Frame
     name: str
     rgb: bool
+
+    @cached_property
+    def colour(self) -> NDArray[np.float32]:
+        """`perceptual` of the image, (h, w, C)."""
+        return perceptual(self.unit, rgb=self.rgb)
+
+
+def perceptual(unit: NDArray[np.float32], *, rgb: bool) -> NDArray[np.float32]:
+    """Bring an image (*spatial, C) in 0…1 to CIELAB, or channels that are no colours to the range 0…100."""
+    if not rgb:
+        return unit * np.float32(LAB_RANGE)
+    from skimage import color
+
+    lab: NDArray[np.float32] = color.rgb2lab(unit)
+    return lab
 
 
 def measure(images: Iterable[Image], settings: ImageSettings) -> Normalisation:

@@ -364,7 +364,7 @@ class Prediction:
     name : str
     labels : (H, W) int32 array
         Class of each pixel, in the size of the input.
-    uncertainty : (H, W) float32 array in 0…1
+    uncertainty : (H, W) float32 array in 0…1, or None if not asked for
         How near the next class comes: 0 is sure, 1 undecided.
     picture : (h, w, 3) uint8 array or None
         Every `stride`-th pixel of the input, to draw the classes over.
@@ -375,7 +375,7 @@ class Prediction:
 
     name: str
     labels: NDArray[np.int32]
-    uncertainty: NDArray[np.float32]
+    uncertainty: NDArray[np.float32] | None
     picture: NDArray[np.uint8] | None
     stride: int
     sha256: str
@@ -494,7 +494,7 @@ class Results:
         """Write one image: labels, uncertainty, overlay, and what the summary says of it."""
         name, labels, stride = prediction.name, prediction.labels, prediction.stride
         write_labels(self._label_file(name), labels, self.n_classes)
-        if self.head["uncertainty"]:
+        if prediction.uncertainty is not None:
             doubt = np.rint(prediction.uncertainty * 255).astype(np.uint8)
             write_picture(self.folder / "uncertainty" / f"{name}.png", doubt)
         if prediction.picture is not None:

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError
+from spwnet.preparation import perceptual
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spwnet.config import SuperpixelSettings
-
-LAB_RANGE = 100.0
-"""Channels other than red, green and blue are brought to CIELAB's range of L, so that compactness means the same."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ def make_superpixels(
     settings: SuperpixelSettings,
     *,
     rgb: bool = False,
+    colour: NDArray[np.float32] | None = None,
     labels: NDArray[Any] | None = None,
 ) -> Superpixels | None:
     """Oversegment one prepared image as the settings say.
@@ -51,6 +50,8 @@ def make_superpixels(
     settings : SuperpixelSettings
     rgb : bool
         Whether the channels are red, green and blue.
+    colour : (*spatial, C) float32 array, optional
+        `perceptual` of the image, where it is known already.
     labels : (*spatial) int array, optional
         The user's own superpixels, for the method "labels".
 
@@ -75,11 +76,17 @@ def make_superpixels(
         return superpixels_from_labels(labels, unit.shape[:-1])
     pixels = int(np.prod(unit.shape[:-1]))
     count = settings.count or max(1, round(pixels / settings.size))
-    return slic(unit, count, compactness=settings.compactness, sigma=settings.sigma, rgb=rgb)
+    return slic(unit, count, compactness=settings.compactness, sigma=settings.sigma, rgb=rgb, colour=colour)
 
 
 def slic(
-    unit: NDArray[np.float32], count: int, *, compactness: float = 10.0, sigma: float = 1.0, rgb: bool = False
+    unit: NDArray[np.float32],
+    count: int,
+    *,
+    compactness: float = 10.0,
+    sigma: float = 1.0,
+    rgb: bool = False,
+    colour: NDArray[np.float32] | None = None,
 ) -> Superpixels:
     """Simple linear iterative clustering on CIELAB (RGB input) or on the channels as they are [1]_.
 
@@ -96,6 +103,8 @@ def slic(
         Gaussian smoothing in pixels.
     rgb : bool
         Whether the channels are red, green and blue.
+    colour : (*spatial, C) float32 array, optional
+        `perceptual` of the image, where it is known already.
 
     Returns
     -------
@@ -108,7 +117,7 @@ def slic(
     """
     from skimage import segmentation
 
-    features = perceptual(unit, rgb=rgb)
+    features = perceptual(unit, rgb=rgb) if colour is None else colour
     # scikit-image divides each image by its own range: dividing compactness by it, too, undoes that.
     spread = float(features.max() - features.min()) or 1.0
     labels = segmentation.slic(
@@ -121,16 +130,6 @@ def slic(
         convert2lab=False,
     )
     return _numbered(labels)
-
-
-def perceptual(unit: NDArray[np.float32], *, rgb: bool) -> NDArray[np.float32]:
-    """Bring an image (*spatial, C) in 0…1 to CIELAB, or channels that are no colours to the range 0…100."""
-    if not rgb:
-        return unit * np.float32(LAB_RANGE)
-    from skimage import color
-
-    lab: NDArray[np.float32] = color.rgb2lab(unit)
-    return lab
 
 
 def superpixels_from_labels(labels: NDArray[Any], shape: tuple[int, ...]) -> Superpixels:
