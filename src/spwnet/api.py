@@ -177,7 +177,7 @@ def _score(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | No
     for prepared, graph in pairs:
         found = predict(model, prepared, graph, plain)[0].ravel()
         if graph is None or model.settings.superpixels != shared:
-            regions = make_superpixels(prepared.unit, shared, rgb=prepared.rgb)
+            regions = make_superpixels(prepared.unit, shared, rgb=prepared.rgb, colour=prepared.colour)
             assert regions is not None
             graph = build_graph(regions, prepared.unit)
         nodes = graph.labels.cpu().numpy()
@@ -274,7 +274,7 @@ class Segmentation:
     folder : Path or None
         Where labels, overlays and ``segmentation.json`` were written.
     uncertainty : list of (H, W) float32 arrays in 0…1
-        How near the next class comes at each pixel: 0 is sure, 1 undecided. Empty if not asked for, or written.
+        How uncertain each pixel is, see `predict`: 0 is sure. Empty if not asked for, or written.
     """
 
     names: tuple[str, ...]
@@ -320,7 +320,7 @@ def segment(
     overlays : bool
         Write the overlays, too.
     uncertainty : bool
-        Return, or write to ``uncertainty/``, how near the next class comes at each pixel, too.
+        Return, or write to ``uncertainty/``, how uncertain each pixel is, too.
     device : str
         Where a model from a run directory is loaded to; a `TrainedModel` stays where it is.
     overwrite, resume : bool

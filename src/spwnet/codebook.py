@@ -163,8 +163,7 @@ class Codebook:
             if (tensors[name] <= 0).any():
                 raise RunError(f"expected {name!r} above 0 in the codebook; train the run again")
         parents = tensors["parents"]
-        highest = np.maximum(np.arange(finest) - 1, 0)
-        if parents.dtype.kind != "i" or (parents < 0).any() or (parents > highest).any():
+        if not is_tree(parents):
             raise RunError("expected 'parents' of smaller ids in the codebook's tree; train the run again")
         floats = {name: np.asarray(tensors[name], np.float32) for name in _SHAPES if name != "parents"}
         return Codebook(**floats, parents=parents.astype(np.int32))
@@ -172,6 +171,13 @@ class Codebook:
 
 _SHAPES = {"mean": "D", "scale": "D", "near": "1", "spread": "1", "centres": "KD", "parents": "K", "heights": "K"}
 """Axes of each array of a codebook."""
+
+
+def is_tree(parents: NDArray[Any]) -> bool:
+    """Whether an array can be the parents of a `Codebook`: each a smaller id, the first its own."""
+    highest = np.maximum(np.arange(parents.size) - 1, 0)
+    fits = parents.ndim == 1 and parents.size > 0 and parents.dtype.kind == "i"
+    return bool(fits and (parents >= 0).all() and (parents <= highest).all())
 
 
 def coarser(parents: NDArray[np.integer[Any]], n_classes: int) -> Ids:

@@ -297,6 +297,15 @@ class Settings(_Section):
         return self
 
 
+PUBLISHED_NETWORK = {
+    "classes": 32,
+    "ch_mul": 64,
+    "n_blocks": 4,
+    "evidence": False,
+    "reduction": 1,
+    "final_norm": False,
+}
+
 # The published merges ({0, 1, 3} and {0, 6, 13, 25}) name classes of one trained network each: no preset can hold them.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -306,14 +315,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "images": {"margin": 10, "scale": 1 / 3, "unsharp_radius": 5.0, "unsharp_amount": 1.0, "normalise": "range"},
         "patches": {"crop": None, "schedule": ((64, 64, 9), (64, 96, 6), (96, 64, 6), (96, 96, 4))},
         "superpixels": {"count": 12_000, "compactness": 10.0, "sigma": 1.0},
-        "model": {
-            "classes": 32,
-            "ch_mul": 64,
-            "n_blocks": 4,
-            "evidence": False,
-            "reduction": 1,
-            "final_norm": False,
-        },
+        "model": PUBLISHED_NETWORK,
         "losses": {
             "image": 0.5,
             "patches": 1.0,
@@ -336,14 +338,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "columns": (100, None),
         },
         "superpixels": {"count": 12_000, "compactness": 10.0, "sigma": 1.0},
-        "model": {
-            "classes": 32,
-            "ch_mul": 64,
-            "n_blocks": 4,
-            "evidence": False,
-            "reduction": 1,
-            "final_norm": False,
-        },
+        "model": PUBLISHED_NETWORK,
         "losses": {
             "image": 0.0,
             "patches": 1.0,

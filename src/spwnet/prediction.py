@@ -126,8 +126,7 @@ def predict(
     -------
     classes : (h, w) int32 array
     uncertainty : (h, w) float32 array in 0…1
-        How near the next class comes: the ratio of the distances to the nearest centres of the class and of the next,
-        or of the probabilities of the next class and of the class.
+        By codebook as in `Assignment`; else the probability of the next class over that of the class. 0 is sure.
     """
     shape = prepared.unit.shape[:-1]
     members = model.members(labels)

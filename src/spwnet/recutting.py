@@ -10,7 +10,7 @@ import numpy as np
 
 from spwnet import outputs
 from spwnet.classes import areas
-from spwnet.codebook import coarser
+from spwnet.codebook import coarser, is_tree
 from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
 from spwnet.runs import class_table
@@ -112,10 +112,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.int
         raise InputError(
             f"expected a segmentation with a tree of classes in {file}, but: {error!r}; segment by codebook first"
         ) from error
-    highest = np.maximum(np.arange(len(tree)) - 1, 0)
     if complete is not True or not images:
         raise InputError(f"expected a complete segmentation at {folder}, but it is not; go on with it by `--resume`")
-    if tree.ndim != 1 or not len(tree) or (tree < 0).any() or (tree > highest).any() or suffix not in (".png", ".tif"):
+    if not is_tree(tree) or suffix not in (".png", ".tif"):
         raise InputError(f"expected a tree of classes in {file}, but got {parents!r}; segment again")
     if any(Path(name).name != name for name in images):
         raise OutputError(f"expected plain names of images in {file}, but got {sorted(images)[0]!r}; segment again")

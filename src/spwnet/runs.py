@@ -365,7 +365,7 @@ class Prediction:
     labels : (H, W) int32 array
         Class of each pixel, in the size of the input.
     uncertainty : (H, W) float32 array in 0…1, or None if not asked for
-        How near the next class comes: 0 is sure, 1 undecided.
+        How uncertain each pixel is: 0 is sure.
     picture : (h, w, 3) uint8 array or None
         Every `stride`-th pixel of the input, to draw the classes over.
     stride : int
@@ -389,7 +389,7 @@ class Results:
         FOLDER/
           segmentation.json     settings, versions, seed, classes with areas and colours, their tree, images
           labels/NAME.png       class ids, in the size of the input
-          uncertainty/NAME.png  how near the next class comes, 0 to 255, if asked for
+          uncertainty/NAME.png  how uncertain each pixel is, 0 to 255, if asked for
           overlays/NAME.jpg     the classes drawn over the input, which is thinned if it is large
           images.jsonl          the images written so far, while work goes on
 

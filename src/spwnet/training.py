@@ -148,18 +148,20 @@ def set_up_image(
         channels=prepared.network.shape[-1],
         patch_region=patch_region(prepared.network.shape[:2], settings.patches),
         graph=graph,
-        cut=_cut_weights(to_tensor(prepared.unit, pixels.device)[0], graph, settings),
+        cut=_cut_weights(prepared, graph, settings, pixels.device),
         continuity=_continuity_weights(graph, settings),
         target=None if target is None else torch.from_numpy(target.astype(np.int64)).to(pixels.device),
     )
 
 
 def _cut_weights(
-    unit: Tensor, graph: RegionGraph | None, settings: Settings
+    prepared: Prepared, graph: RegionGraph | None, settings: Settings, device: torch.device
 ) -> Tensor | tuple[Tensor, list[tuple[int, ...]]] | None:
     if settings.losses.cut == 0:
         return None
-    return losses.dense_cut_weights(unit) if graph is None else graph.cut_weights(settings.losses.tau_cut)
+    if graph is None:
+        return losses.dense_cut_weights(to_tensor(prepared.unit, device)[0])
+    return graph.cut_weights(settings.losses.tau_cut)
 
 
 def _continuity_weights(graph: RegionGraph | None, settings: Settings) -> Tensor | None:
