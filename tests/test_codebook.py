@@ -128,7 +128,7 @@ def test_diffusion_equals_the_definition():
             top = x0[i] + module.DIFFUSION * np.mean([a * x[j] for a, j in zip(w, around, strict=True)], axis=0)
             mixed.append(top / (1 + module.DIFFUSION * np.mean(w)))
         x = np.array(mixed)
-    np.testing.assert_allclose(module._diffused(x0, chain(6), near), x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(module._diffused(x0, module._likeness(x0, chain(6), near)), x, rtol=1e-5, atol=1e-6)
 
 
 def test_diffusion_evens_out_noise_and_keeps_a_superpixel_unlike_its_neighbours():
@@ -140,7 +140,8 @@ def test_diffusion_evens_out_noise_and_keeps_a_superpixel_unlike_its_neighbours(
     expected = np.repeat([0, 1], 50)
     expected[20] = 2
     assert adjusted_rand_score(expected, labels) == 1
-    smooth = module._diffused(rows.astype(np.float32), chain(100), 1.0)
+    points = rows.astype(np.float32)
+    smooth = module._diffused(points, module._likeness(points, chain(100), 1.0))
     assert smooth[50:].std() < 0.7 * rows[50:].std()
     assert smooth[20] == pytest.approx(30, abs=0.1)
 

@@ -53,7 +53,7 @@ def test_colour_comes_first():
 
 
 @pytest.mark.parametrize("shape", [(40, 52), (12, 16, 20)])
-@pytest.mark.parametrize("sigma", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("sigma", [1.0, 2.0, 3.5])
 def test_gaussian_equals_scipy(shape, sigma):
     image = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
     expected = gaussian_filter(image, (0, *[sigma] * len(shape)), truncate=3, mode="reflect")

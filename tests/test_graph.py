@@ -107,3 +107,17 @@ def test_one_superpixel_has_no_edges():
     assert graph.edges.shape == (2, 0)
     assert graph.cut_weights(-1.0).shape == graph.continuity_weights(1.0).shape == (0,)
     assert graph.pool(torch.ones(2, 5, 5)).tolist() == [[1, 1]]
+
+
+@given(label_images, st.integers(1, 3), st.integers(1, 4))
+@settings(max_examples=40)
+def test_averaging_counts_cells_by_the_pixels_in_them(labels, reduction, channels):
+    graph, superpixels, _ = make(labels)
+    reduced = tuple(-(-size // reduction) for size in labels.shape)
+    maps = np.random.default_rng(2).standard_normal((channels, *reduced)).astype(np.float32)
+    wide = maps
+    for axis, size in enumerate(labels.shape, start=1):
+        wide = np.repeat(wide, reduction, axis).take(range(size), axis)
+    averages = graph.average(torch.from_numpy(maps), reduction)
+    for i in range(superpixels.count):
+        np.testing.assert_allclose(averages[i], wide[:, superpixels.labels == i].mean(1), rtol=1e-4, atol=1e-5)

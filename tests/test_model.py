@@ -53,8 +53,8 @@ def test_every_parameter_gets_a_gradient():
 
 
 @pytest.mark.parametrize(("ndim", "shape"), [(2, (37, 50)), (2, (3, 30)), (3, (9, 14, 11))])
-def test_reduced_with_evidence_gives_out_the_size_that_came_in(ndim, shape):
-    network = WNet(2, 5, ch_mul=4, n_blocks=2, evidence=3, reduction=2, ndim=ndim, final_norm=True).eval()
+def test_with_evidence_gives_out_the_size_that_came_in(ndim, shape):
+    network = WNet(2, 5, ch_mul=4, n_blocks=2, evidence=3, ndim=ndim, final_norm=True).eval()
     x = torch.randn(1, 5, *shape)
     features, reconstruction = network(x)
     assert features.shape == (1, 5, *shape)
@@ -62,15 +62,7 @@ def test_reduced_with_evidence_gives_out_the_size_that_came_in(ndim, shape):
     probabilities = network.classify(x)
     assert probabilities.shape == features.shape
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, *shape))
-    network.reduction = 1
     torch.testing.assert_close(network.classify(x), torch.softmax(2 * network.encode(x), 1))
-
-
-def test_reduction_works_on_means():
-    network = WNet(1, 2, ch_mul=2, n_blocks=1, reduction=2).eval()
-    x = torch.rand(1, 1, 8, 12)
-    assert network._taken_in(x).shape == (1, 1, 4, 6)
-    torch.testing.assert_close(network._taken_in(x)[0, 0, 1, 2], x[0, 0, 2:4, 4:6].mean())
 
 
 def test_evidence_is_scaled_by_what_it_is_over_all_images():

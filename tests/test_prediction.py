@@ -9,7 +9,7 @@ import torch
 from spwnet import prediction
 from spwnet.codebook import Descriptors, coarser, fit_codebook
 from spwnet.config import LabelSettings, make_settings
-from spwnet.descriptors import handmade, network_input
+from spwnet.descriptors import handmade, interpolated, network_input
 from spwnet.graph import build_graph
 from spwnet.images import Image, open_images
 from spwnet.prediction import describe, predict, predict_all, prepare_image
@@ -61,7 +61,8 @@ def test_dense_labels_are_the_arg_max_of_each_pixel():
     settings = setting(**{"superpixels.method": "none"})
     model, [(prepared, _)] = ready(settings, Image(picture(0), "a", rgb=True))
     with torch.inference_mode():
-        features = model.network.encode(network_input(prepared, "cpu", evidence=True))
+        cells = model.network.encode(network_input(prepared, "cpu", settings.model))[0]
+        features = interpolated(cells, settings.model.reduction, (40, 52))[None]
     expected = features[0].argmax(0).numpy()
     labels, uncertainty = predict(model, prepared, None, ARG_MAX)
     assert np.mean(labels == expected) > 0.999
@@ -134,9 +135,11 @@ def test_codebook_labels_are_the_nearest_centres_of_the_descriptors(method, evid
 def test_descriptors_are_pooled_evidence():
     model, prepared, superpixels, _, (rows, edges, contacts) = labelled(setting())
     with torch.inference_mode():
-        learned = model.network.classify(network_input(prepared, "cpu", evidence=True))[0]
+        learned = model.network.classify(network_input(prepared, "cpu", model.settings.model))[0]
     image = torch.from_numpy(perceptual(prepared.unit, rgb=True)).permute(2, 0, 1)
-    evidence = torch.cat([learned, handmade(image)]).numpy()
+    # each value of a cell counts for all its pixels; colours are the pixels' own
+    cells = torch.cat([learned, handmade(image, 2)[3:]]).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    evidence = torch.cat([cells[:4], image, cells[4:]]).numpy()
     for i in (0, superpixels.count - 1):
         expected = evidence[:, superpixels.labels == i].mean(1)
         np.testing.assert_allclose(rows[i], expected, rtol=1e-3, atol=1e-2)

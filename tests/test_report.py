@@ -6,7 +6,7 @@ import torch
 
 from spwnet.classes import palette
 from spwnet.config import make_settings
-from spwnet.descriptors import network_input
+from spwnet.descriptors import interpolated, network_input
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
@@ -23,12 +23,12 @@ def test_reconstruction_is_in_the_range_of_the_image(normalise):
     prepared, _ = prepare_image(image, settings, normalisation)
     network = make_network(settings, 3).eval()
     model = TrainedModel(network, settings, normalisation, {})
-    pixels = network_input(prepared, "cpu", evidence=True)
+    pixels = network_input(prepared, "cpu", settings.model)
     shown = reconstruct(model, prepared)
     assert shown.shape == prepared.unit.shape
     assert 0 <= shown.min() <= shown.max() <= 1
     with torch.no_grad():
-        raw = network(pixels)[1][0].permute(1, 2, 0).numpy()
+        raw = interpolated(network(pixels)[1][0], settings.model.reduction, (40, 52)).permute(1, 2, 0).numpy()
     if normalise == "standardise":
         raw = raw * np.array(normalisation.std) + np.array(normalisation.mean)
     np.testing.assert_allclose(shown, np.clip(raw, 0, 1), atol=1e-5)

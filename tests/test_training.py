@@ -43,7 +43,7 @@ def batch_of(settings, images=None):
     pairs = [prepare_image(image, settings, normalisation) for image in images]
     graphs = [None if regions is None else build_graph(regions, prepared.unit) for prepared, regions in pairs]
     return [
-        set_up_image(network_input(prepared, CPU, evidence=settings.model.evidence), prepared, graph, settings)
+        set_up_image(network_input(prepared, CPU, settings.model), prepared, graph, settings)
         for (prepared, _), graph in zip(pairs, graphs, strict=True)
     ]
 
@@ -191,9 +191,9 @@ def test_a_crop_that_the_network_reduces_to_one_pixel_is_an_error(pictures):
 
 
 def test_a_step_sees_a_part_of_each_image_with_its_part_of_the_graph():
-    settings = settings_with(patches__crop=16)
+    settings = settings_with(patches__crop=16, model__reduction=1)
     [image] = batch_of(settings, [Image(picture(0), "a", rgb=True)])
-    image = replace(image, target=torch.arange(image.graph.count) % 3)
+    image = replace(image, target=torch.rand(4, 40, 52))
     seen = cropped(image, settings, np.random.default_rng(5))
     assert seen.pixels.shape[2:] == (16, 16)
     places = (image.pixels[0, 0] == seen.pixels[0, 0, 0, 0]).nonzero()
@@ -204,7 +204,7 @@ def test_a_step_sees_a_part_of_each_image_with_its_part_of_the_graph():
     whole = image.graph.labels.view(40, 52)[top : top + 16, left : left + 16]
     nodes = torch.unique(whole)
     torch.testing.assert_close(nodes[seen.graph.labels].view(16, 16), whole)
-    torch.testing.assert_close(seen.target, image.target[nodes])
+    torch.testing.assert_close(seen.target, image.target[:, top : top + 16, left : left + 16])
     assert seen.graph.sizes.sum() == 256
     pairs = {(int(nodes[i]), int(nodes[j])) for i, j in seen.graph.edges.T}
     expected = {(int(i), int(j)) for i, j in image.graph.edges.T if i in nodes and j in nodes}
@@ -213,6 +213,28 @@ def test_a_step_sees_a_part_of_each_image_with_its_part_of_the_graph():
     torch.testing.assert_close(
         sums[torch.unique(seen.graph.edges[0])], torch.ones(len(torch.unique(seen.graph.edges[0])))
     )
+
+
+@pytest.mark.parametrize("method", ["slic", "none"])
+def test_cells_hold_the_share_of_each_class_in_their_pixels(method):
+    settings = settings_with(superpixels__method=method)
+    image = Image(picture(0), "a", rgb=True)
+    prepared, regions = prepare_image(image, settings, measure([image], settings.images))
+    graph = None if regions is None else build_graph(regions, prepared.unit)
+    target = np.random.default_rng(0).integers(0, 4, 40 * 52 if graph is None else graph.count)
+    pixels = network_input(prepared, CPU, settings.model)
+    training = set_up_image(pixels, prepared, graph, settings, target)
+    assert training.target.shape == (4, 20, 26)
+    assert pixels.shape[2:] == (20, 26)
+    classes = (target if graph is None else target[regions.labels.ravel()]).reshape(40, 52)
+    counts = np.bincount(classes[6:8, 10:12].ravel(), minlength=4)
+    torch.testing.assert_close(training.target[:, 3, 5], torch.from_numpy(counts / 4).float())
+    seen = cropped(training, settings_with(patches__crop=16), np.random.default_rng(0))
+    assert seen.pixels.shape[2:] == seen.target.shape[1:] == (8, 8)
+    if graph is not None:
+        # of each cell the superpixel of its first pixel
+        nodes = np.unique(regions.labels[::2, ::2])
+        np.testing.assert_array_equal(nodes[training.graph.labels.view(20, 26)], regions.labels[::2, ::2])
 
 
 def test_the_cut_between_pixels_of_a_part_leaves_out_the_rest():

@@ -23,10 +23,9 @@ from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.gathering import gather, label_source_of
 from spwnet.graph import build_graph
 from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
-from spwnet.prediction import describe, predict, predict_all
+from spwnet.prediction import describe, oversegment, predict, predict_all
 from spwnet.runs import Results, Run, TrainedModel, evidence_kinds, make_network
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
-from spwnet.superpixels import make_superpixels
 from spwnet.training import Progress, fit, set_up_image
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def train(
             targets = _targets(pairs, settings, data.info["channels"], target)
             batch = [
                 set_up_image(
-                    network_input(prepared, target, evidence=settings.model.evidence),
+                    network_input(prepared, target, settings.model),
                     prepared,
                     graph,
                     settings,
@@ -177,7 +176,7 @@ def _score(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | No
     for prepared, graph in pairs:
         found = predict(model, prepared, graph, plain)[0].ravel()
         if graph is None or model.settings.superpixels != shared:
-            regions = make_superpixels(prepared.unit, shared, rgb=prepared.rgb, colour=prepared.colour)
+            regions = oversegment(prepared, shared)
             assert regions is not None
             graph = build_graph(regions, prepared.unit)
         nodes = graph.labels.cpu().numpy()

@@ -39,6 +39,7 @@ AGREEMENT_STEPS = 5
 ENOUGH = 0.97
 """Share of what the finest classes explain of the variance that the suggested number has to."""
 TINY = 1e-12
+LEAST_LIKENESS = 1e-30
 NEAR = 0.5
 """Squared distance at which a neighbour's weight falls to 1/e, over the mean of it between neighbours."""
 
@@ -50,7 +51,7 @@ class Descriptors(NamedTuple):
     ----------
     rows : (N, D) float32 array
     edges : (2, E) int array or None
-        Adjacent superpixels, each pair in both directions; None leaves each row to itself.
+        Adjacent superpixels (i, j), each pair in both directions, sorted by i then j; None leaves each row to itself.
     contacts : (E,) float array or None
         Length of the boundary of each pair.
     """
@@ -127,12 +128,13 @@ class Codebook:
             Class that each of the finest classes belongs to: from `coarser`, with any merges on top.
         """
         raw = ((descriptors.rows - self.mean) / self.scale).astype(np.float32)
-        rows = _diffused(raw, descriptors.edges, float(self.near[0]))
+        likeness = _likeness(raw, descriptors.edges, float(self.near[0]))
+        rows = _diffused(raw, likeness)
         energy = _squared_distances(rows, self.centres) * (2 / self.spread[0])
-        if descriptors.edges is None or descriptors.edges.size == 0:
+        if likeness is None:
             nearest, other = energy.argmin(1), np.zeros(len(rows))
         else:
-            nearest = _agreed(energy, _ties(raw, descriptors, float(self.near[0])))
+            nearest = _agreed(energy, _ties(likeness, descriptors))
             other = _share_to_others(members[nearest], descriptors)
         own = np.take_along_axis(energy, nearest[:, None], 1)[:, 0]
         uncertainty = 0.5 * other + 0.3 * np.sqrt(own / 2)
@@ -244,7 +246,9 @@ def fit_codebook(
         scale[start:stop] = spread / weight if spread > LEAST_SPREAD else 1.0
     scaled = [(image.rows - mean) / scale for image in images]
     near = _usual_distance(scaled, images)
-    points = np.concatenate([_diffused(x, image.edges, near) for x, image in zip(scaled, images, strict=True)])
+    points = np.concatenate(
+        [_diffused(x, _likeness(x, image.edges, near)) for x, image in zip(scaled, images, strict=True)]
+    )
     if len(points) > MOST_POINTS:
         points = points[np.sort(rng.choice(len(points), MOST_POINTS, replace=False))]
     centres = _centres(points, finest, rng)
@@ -393,7 +397,23 @@ def _usual_distance(scaled: Sequence[Floats], images: Sequence[Descriptors]) -> 
     return max(NEAR * float(np.concatenate(squares).mean()), LEAST_SPREAD) if squares else 1.0
 
 
-def _diffused(points: Floats, edges: NDArray[np.int64] | None, near: float) -> Floats:
+def _likeness(points: Floats, edges: NDArray[np.int64] | None, near: float) -> csr_array | None:
+    """How alike neighbours are, exp(−|x_i − x_j|² / near), (N, N); None without neighbours."""
+    if edges is None or edges.size == 0:
+        return None
+    from scipy.sparse import csr_array
+
+    source, target = edges
+    # Each pair once, in one direction; the other is the transpose.
+    once = source < target
+    pairs = (source[once], target[once])
+    # Never quite 0, or the pair would drop out of the sum and the ties would lose their order.
+    values = np.exp(-np.square(points[pairs[0]] - points[pairs[1]]).sum(1) / near).astype(np.float32)
+    half = csr_array((np.maximum(values, LEAST_LIKENESS), pairs), shape=(len(points), len(points)))
+    return half + half.T
+
+
+def _diffused(points: Floats, likeness: csr_array | None) -> Floats:
     r"""Mix each superpixel with neighbours like it, held at what it was.
 
     .. math:: x_i \leftarrow \frac{x^0_i + \lambda \, \mathrm{mean}_j w_{ij} x_j}
@@ -402,29 +422,28 @@ def _diffused(points: Floats, edges: NDArray[np.int64] | None, near: float) -> F
 
     A superpixel unlike all its neighbours stays as it is; an average over neighbours would erase small classes.
     """
-    if edges is None or edges.size == 0:
+    if likeness is None:
         return points
-    from scipy.sparse import csr_array
-
-    source, target = edges
-    weights = np.exp(-np.square(points[source] - points[target]).sum(1) / near)
-    weights = (DIFFUSION * weights / np.bincount(source, minlength=len(points))[source]).astype(np.float32)
-    mixing = csr_array((weights, (source, target)), shape=(len(points), len(points)))
-    total = 1 + mixing.sum(1)[:, None]
+    neighbours = np.diff(likeness.indptr)
+    mixing = likeness.copy()
+    mixing.data *= np.repeat((DIFFUSION / np.maximum(neighbours, 1)).astype(np.float32), neighbours)
+    share = (1 / (1 + mixing.sum(1)))[:, None].astype(np.float32)
     x = points
     for _ in range(DIFFUSION_STEPS):
-        x = ((points + mixing @ x) / total).astype(np.float32)
+        x = mixing @ x
+        x += points
+        x *= share
     return x
 
 
-def _ties(raw: Floats, descriptors: Descriptors, near: float) -> csr_array:
+def _ties(likeness: csr_array, descriptors: Descriptors) -> csr_array:
     """Weight of each neighbour: its share of the boundary, less where the two differ, (N, N)."""
-    from scipy.sparse import csr_array
-
-    source, target, contacts = _boundaries(descriptors)
-    whole = np.bincount(source, contacts, len(raw))
-    weights = contacts * np.exp(-np.square(raw[source] - raw[target]).sum(1) / near) / whole[source]
-    return csr_array((weights.astype(np.float32), (source, target)), shape=(len(raw), len(raw)))
+    source, _, contacts = _boundaries(descriptors)
+    whole = np.bincount(source, contacts, likeness.shape[0])
+    ties = likeness.copy()
+    # Edges are in the order of the matrix: by superpixel, then by neighbour.
+    ties.data *= (contacts / whole[source]).astype(np.float32)
+    return ties
 
 
 def _agreed(energy: Floats, ties: csr_array) -> NDArray[np.intp]:

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spwnet.devices import to_tensor
+from spwnet.devices import memory_format, to_tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spwnet.config import ModelSettings
     from spwnet.preparation import Prepared
+
+AVERAGE = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
 
 WIDE = 32.0
 """Standard deviation of the surroundings that lightness is compared with, in working pixels."""
-REDUCE_FROM = 6.0
-"""Gaussians wider than this are taken on a smaller image."""
+REDUCE_FROM = 4.0
+"""Gaussians from this width on are taken on a smaller image, where they are half as wide at least."""
 TRUNCATE = 3.0
 """Gaussians end after so many standard deviations."""
 FAINT = 1.0
@@ -75,23 +81,45 @@ def kinds(evidence: str, channels: int, learned: int, ndim: int = 2) -> list[Kin
     return filters if evidence == "handmade" else [*network, *filters]
 
 
-def network_input(prepared: Prepared, device: torch.device | str, *, evidence: bool) -> Tensor:
-    """Return what the network takes of an image: the image itself and, if asked for, the hand-made evidence.
+def network_input(prepared: Prepared, device: torch.device | str, settings: ModelSettings) -> Tensor:
+    """Return what the network takes of an image: means of the image and, if asked for, the hand-made evidence.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    device : torch device
+    settings : ModelSettings
+        `reduction` and `evidence`.
 
     Returns
     -------
     (1, C + E, *spatial) float32 tensor
+        Each side over `reduction`, rounded up.
     """
     device = torch.device(device)
-    pixels = to_tensor(prepared.network, device)
-    if not evidence:
-        return pixels
-    image = to_tensor(prepared.colour, device)[0].contiguous()
-    return torch.cat([pixels, handmade(image)[None]], dim=1)
+    pixels = averaged(to_tensor(prepared.network, device), settings.reduction)
+    if settings.evidence:
+        image = to_tensor(prepared.colour, device)[0].contiguous()
+        pixels = torch.cat([pixels, handmade(image, settings.reduction)[None]], dim=1)
+    return pixels.contiguous(memory_format=memory_format(pixels.ndim - 2))
 
 
-def handmade(perceptual: Tensor) -> Tensor:
-    r"""Compute hand-made evidence of an image.
+def averaged(images: Tensor, reduction: int) -> Tensor:
+    """Average (B, C, *spatial) over cells of `reduction` pixels a side, fewer at the far borders."""
+    return images if reduction == 1 else AVERAGE[images.ndim - 2](images, reduction, ceil_mode=True)
+
+
+def interpolated(maps: Tensor, reduction: int, shape: Sequence[int]) -> Tensor:
+    """Bring (C, *reduced) from cells of `reduction` pixels a side to (C, *shape), linearly between their centres."""
+    if reduction == 1:
+        return maps
+    mode = LINEAR[len(shape)]
+    wide = functional.interpolate(maps[None], scale_factor=reduction, mode=mode, align_corners=False)[0]
+    return wide[(slice(None), *(slice(size) for size in shape))]
+
+
+def handmade(perceptual: Tensor, reduction: int = 1) -> Tensor:
+    r"""Compute hand-made evidence of an image, on cells of `reduction` pixels a side.
 
     With :math:`G_s` the image blurred by a Gaussian of standard deviation s: colour is :math:`G_0`, smooth
     :math:`G_2, G_4`; local is lightness against its surroundings, :math:`(G_0 - G_{32}) / \sigma_{32}`; energy is
@@ -102,21 +130,38 @@ def handmade(perceptual: Tensor) -> Tensor:
     ----------
     perceptual : (C, *spatial) float32 tensor
         CIELAB, or channels in 0…100.
+    reduction : int
+        1 gives a value for each pixel.
 
     Returns
     -------
-    (D, *spatial) float32 tensor
+    (D, *reduced) float32 tensor
         On the device of the input; D is the sizes of the kinds "handmade" added up.
 
     References
     ----------
     .. [1] J. Bigün, G. H. Granlund, Optimal orientation detection of linear symmetry, ICCV 1987.
     """
-    image = perceptual
-    blurred = {0: image, **{s: gaussian(image, s) for s in (1, 2, 4, 8, 16)}}
-    around = gaussian(image, WIDE)
-    spread = torch.sqrt(gaussian((image - around).square(), WIDE).clamp(min=0) + 1)
-    bands = {a: blurred[a] - blurred[b] for a, b in ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16))}
+
+    def blur(maps: Tensor, sigma: float) -> Tensor:
+        # Averaging over cells has blurred by their own width already.
+        return gaussian(maps, math.sqrt(sigma**2 - (reduction**2 - 1) / 12) / reduction)
+
+    def energy(power: Tensor, sigma: float) -> Tensor:
+        return torch.log(FAINT + torch.sqrt(blur(power, sigma).clamp(min=0) + 1e-6))
+
+    def mean(maps: Tensor) -> Tensor:
+        return averaged(maps[None], reduction)[0]
+
+    image = mean(perceptual)
+    blurred = {0: image, **{s: blur(image, s) for s in (1, 2, 4, 8, 16)}}
+    around = blur(image, WIDE)
+    spread = torch.sqrt(blur((image - around).square(), WIDE).clamp(min=0) + 1)
+    bands = {a: blurred[a] - blurred[b] for a, b in ((1, 2), (2, 4), (4, 8), (8, 16))}
+    # The finest contrast and slopes lie between pixels: their squares are averaged, not they themselves.
+    finest = gaussian(perceptual, 1)
+    powers = {0: mean((perceptual - finest).square()), **{a: bands[a].square() for a in (1, 2, 4)}}
+    slopes = mean(_slope_products(finest[:1]))
     maps = {
         "colour": image,
         "smooth 2": blurred[2],
@@ -124,24 +169,24 @@ def handmade(perceptual: Tensor) -> Tensor:
         "local": (image - around) / spread,
         "local 4": (blurred[4] - around) / spread,
         **{f"band {a}": band for a, band in bands.items()},
-        **{f"energy {a}": _energy(bands[a], max(4 * a, 3)) for a in (0, 1, 2, 4)},
-        **{f"orientation {s}": _orientation(blurred[1][:1], s) for s in (4, 8)},
+        **{f"energy {a}": energy(power, max(4 * a, 3)) for a, power in powers.items()},
+        **{f"orientation {s}": _orientation(blur(slopes, s)) for s in (4, 8)},
     }
     return torch.cat([maps[name] for names, _ in GROUPS.values() for name in names])
 
 
-def _energy(band: Tensor, sigma: float) -> Tensor:
-    power = gaussian(band.square(), sigma).clamp(min=0)
-    return torch.log(FAINT + torch.sqrt(power + 1e-6))
-
-
-def _orientation(lightness: Tensor, sigma: float) -> Tensor:
-    """Traceless part of the structure tensor, whose length is the contrast along the direction: (d, *spatial)."""
+def _slope_products(lightness: Tensor) -> Tensor:
+    """Structure tensor before smoothing: products of the slopes, the squares first, (d(d+1)/2, *spatial)."""
     ndim = lightness.ndim - 1
     slopes = [_slope(lightness, axis) for axis in range(1, ndim + 1)]
     products = [slopes[i] * slopes[i] for i in range(ndim)]
     products += [slopes[i] * slopes[j] for i in range(ndim) for j in range(i + 1, ndim)]
-    tensor = gaussian(torch.cat(products), sigma)
+    return torch.cat(products)
+
+
+def _orientation(tensor: Tensor) -> Tensor:
+    """Traceless part of the structure tensor, whose length is the contrast along the direction: (d, *spatial)."""
+    ndim = tensor.ndim - 1
     diagonal, off = tensor[:ndim], tensor[ndim:]
     contrast = torch.sqrt(diagonal.sum(0, keepdim=True).clamp(min=0) + 1e-3)
     return torch.cat([diagonal[1:] - diagonal[:-1], 2 * off]) / contrast
@@ -159,12 +204,12 @@ def _slope(image: Tensor, axis: int) -> Tensor:
 
 def gaussian(image: Tensor, sigma: float) -> Tensor:
     """Blur (C, *spatial) by a Gaussian of standard deviation `sigma` in pixels, mirrored at the borders."""
-    if sigma > REDUCE_FROM:
-        factor = 2 ** math.floor(math.log2(sigma / 3))
+    if sigma >= REDUCE_FROM:
+        factor = 2 ** math.floor(math.log2(2 * sigma / REDUCE_FROM))
         size = [max(1, round(n / factor)) for n in image.shape[1:]]
         small = functional.interpolate(image[None], size=size, mode="area")[0]
-        mode = "bilinear" if len(size) == 2 else "trilinear"
         wide = gaussian(small, sigma / factor)
+        mode = LINEAR[len(size)]
         return functional.interpolate(wide[None], size=image.shape[1:], mode=mode, align_corners=False)[0]
     radius = int(TRUNCATE * sigma + 0.5)
     weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(radius + 1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 _lock = threading.Lock()
 _depth = 0
-_before: tuple[bool, bool, bool] = (False, False, False)
+_before: tuple[int, bool, bool] = (0, True, False)
 
 
 @contextmanager
@@ -93,9 +93,16 @@ def deterministic() -> Iterator[None]:
     global _depth, _before
     with _lock:
         if _depth == 0:
-            warned = torch.is_deterministic_algorithms_warn_only_enabled()
-            _before = (torch.are_deterministic_algorithms_enabled(), warned, torch.backends.cudnn.benchmark)
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            memory: Any = torch.utils.deterministic
+            _before = (
+                torch.get_deterministic_debug_mode(),
+                memory.fill_uninitialized_memory,
+                torch.backends.cudnn.benchmark,
+            )
+            # Not by `use_deterministic_algorithms`: that imports the compiler, for two seconds.
+            torch.set_deterministic_debug_mode("warn")
+            # Filling memory that is written next takes a fifth of the time.
+            memory.fill_uninitialized_memory = False
             torch.backends.cudnn.benchmark = False
         _depth += 1
     try:
@@ -104,5 +111,7 @@ def deterministic() -> Iterator[None]:
         with _lock:
             _depth -= 1
             if _depth == 0:
-                torch.use_deterministic_algorithms(_before[0], warn_only=_before[1])
+                torch.set_deterministic_debug_mode(_before[0])
+                memory = torch.utils.deterministic
+                memory.fill_uninitialized_memory = _before[1]
                 torch.backends.cudnn.benchmark = _before[2]

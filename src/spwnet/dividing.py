@@ -14,7 +14,7 @@ import torch
 from spwnet import outputs
 from spwnet.api import load, stoppable, train
 from spwnet.config import Settings, merged, parse_settings
-from spwnet.descriptors import network_input
+from spwnet.descriptors import interpolated, network_input
 from spwnet.devices import arithmetic, convolution_type, deterministic, pick_device
 from spwnet.edges import find_evidence
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
@@ -376,9 +376,10 @@ def _learned(model: TrainedModel, image: Image, leaves: NDArray[np.int32], frame
     """Average the network's class probabilities over the leaves, (L, K)."""
     assert model.network is not None
     prepared = prepare(image, model.settings.images, model.normalisation)
-    pixels = network_input(prepared, model.device, evidence=model.settings.model.evidence)
+    pixels = network_input(prepared, model.device, model.settings.model)
     with arithmetic(pixels.device, convolution_type(model.settings.training.precision, pixels.device)):
-        probabilities = model.network.classify(pixels)[0].cpu().numpy()
+        reduced = model.network.classify(pixels)[0]
+    probabilities = interpolated(reduced, model.settings.model.reduction, prepared.unit.shape[:-1]).cpu().numpy()
     # Class by class through the size of the image: all at once they may not fit into memory.
     means = [pool(leaves, frame.bring(restore(one, prepared.frame)))[:, 0] for one in probabilities]
     averages: NDArray[np.float64] = np.stack(means, axis=1)

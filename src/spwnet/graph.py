@@ -23,6 +23,8 @@ class RegionGraph:
 
     Attributes
     ----------
+    shape : tuple of int
+        Of the image.
     labels : (P,) int64 tensor
         Superpixel of each pixel, in the order of the flattened image.
     sizes : (N,) float32 tensor
@@ -35,6 +37,7 @@ class RegionGraph:
         Pairs of adjacent pixels, one in i and one in j: the length of the boundary between them.
     """
 
+    shape: tuple[int, ...]
     labels: Tensor
     sizes: Tensor
     edges: Tensor
@@ -67,6 +70,7 @@ class RegionGraph:
         edges = place[self.edges]
         inside = (edges >= 0).all(0)
         part = RegionGraph(
+            shape=tuple(pixels.shape),
             labels=labels,
             sizes=counts.to(self.sizes.dtype),
             edges=edges[:, inside],
@@ -90,6 +94,32 @@ class RegionGraph:
         rows = features.flatten(1).T
         sums = rows.new_zeros((self.count, rows.shape[1])).index_add(0, self.labels, rows)
         return sums / self.sizes[:, None].to(rows.dtype)
+
+    def average(self, maps: Tensor, reduction: int = 1) -> NDArray[np.float32]:
+        """Average maps over each superpixel, as `pool` does but on the processor and without gradient.
+
+        Parameters
+        ----------
+        maps : (K, *reduced) float32 tensor
+            A value for each cell of `reduction` pixels a side.
+        reduction : int
+
+        Returns
+        -------
+        (N, K) float32 array
+            A cell counts by how many pixels of the superpixel are in it.
+        """
+        from scipy.sparse import csr_array
+
+        rows = maps.flatten(1).T.contiguous().cpu().numpy()
+        owners = self.labels.cpu().numpy()
+        cells = np.zeros((), np.int32)
+        for size in self.shape:
+            cells = cells[..., None] * -(-size // reduction) + (np.arange(size, dtype=np.int32) // reduction)
+        weights = (1 / self.sizes.cpu().numpy())[owners]
+        shares = csr_array((weights, (owners, cells.ravel())), shape=(self.count, len(rows)))
+        averages: NDArray[np.float32] = shares @ rows
+        return averages
 
     def argmax_of_mean(self, pooled: Tensor) -> Tensor:
         """Return (N,) labels arg max_k F_ik, without gradient."""
@@ -144,6 +174,8 @@ def build_graph(superpixels: Superpixels, unit: NDArray[Any], device: torch.devi
     -------
     RegionGraph
     """
+    from scipy.sparse import csr_array
+
     count = superpixels.count
     flat = superpixels.labels.reshape(-1)
     sizes = np.bincount(flat, minlength=count)
@@ -151,11 +183,13 @@ def build_graph(superpixels: Superpixels, unit: NDArray[Any], device: torch.devi
     means = np.stack([np.bincount(flat, weights=c, minlength=count) / sizes for c in channels.T], axis=1)
 
     first, second, contacts = adjacent_pairs(superpixels.labels, count)
-    edges = np.concatenate([np.stack([first, second]), np.stack([second, first])], axis=1)
-    order = np.lexsort((edges[1], edges[0]))
-    edges, contacts = edges[:, order], np.concatenate([contacts, contacts])[order]
+    half = csr_array((contacts, (first, second)), shape=(count, count))
+    both = half + half.T
+    edges = np.stack([np.repeat(np.arange(count), np.diff(both.indptr)), both.indices.astype(np.int64)])
+    contacts = both.data
     distances = np.sqrt(np.square(means[edges[0]] - means[edges[1]]).sum(1))
     return RegionGraph(
+        shape=superpixels.labels.shape,
         labels=torch.from_numpy(flat.astype(np.int64)).to(device),
         sizes=torch.from_numpy(sizes.astype(np.float32)).to(device),
         edges=torch.from_numpy(edges).to(device),

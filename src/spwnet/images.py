@@ -1,4 +1,4 @@
-"""Images from files, folders, stacks and arrays: the one place where image files are opened."""
+"""Images from files, folders, stacks, videos and arrays: the one place where image files are opened."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spwnet.errors import InputError
+from spwnet.sources import MOST_PIXELS, numbered
+from spwnet.sources import Image as Image
+from spwnet.sources import ImageSource as ImageSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,56 +31,13 @@ logger = logging.getLogger(__name__)
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 TIFFS = (".tif", ".tiff")
 SUFFIXES = (*PICTURES, *TIFFS, ".npy")
-
-MOST_PIXELS = 10**9
-"""Pixels of one image at most, lest a small file fill the memory."""
+VIDEOS = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm")
 
 MOST_CHANNELS = 16
 """A last axis of up to this length is read as channels where a three-dimensional array has no named axes."""
 
 ALPHA = {"LA", "RGBA", "PA", "La", "RGBa"}
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "F"}
-
-
-@dataclass(frozen=True)
-class Image:
-    """One image as it was stored.
-
-    Attributes
-    ----------
-    pixels : (H, W, C) array
-        Integers or floats as stored, booleans as uint8, without alpha.
-    name : str
-        Unique in its source, without suffix.
-    rgb : bool
-        Whether the channels are red, green and blue.
-    """
-
-    pixels: NDArray[Any]
-    name: str
-    rgb: bool
-
-
-@runtime_checkable
-class ImageSource(Protocol):
-    """An ordered set of images that are read one by one.
-
-    `names` are unique, ordered and safe as file names. `numbers` are the frame numbers users speak of. Indexing by a
-    position from 0 reads the image anew each time; its pixels are always (H, W, C), no axis dropped, and finite.
-    Indexing raises `InputError` for what cannot be read.
-    """
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Unique names in order."""
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """Frame numbers in order: the last integer in each file's name, or positions from 0."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> Image: ...
 
 
 @dataclass(frozen=True)
@@ -159,7 +119,8 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
     images : path, array, sequence of either, or ImageSource
         A path is a file, a folder, or a glob pattern such as ``"scan/**/*.tif"``; folders and patterns give their
         files in natural order (frame2 before frame10), a list in its own. PNG, JPEG, BMP, TIFF and NPY are read.
-        One TIFF or NPY file, or one array, may hold many images; in a list each entry is one image.
+        One TIFF or NPY file, or one array, may hold many images; in a list each entry is one image. A video (MP4, M4V,
+        MOV, MKV, WebM, AVI) is opened alone, and gives a `spwnet.videos.VideoSource`; that needs ``spwnet[video]``.
     axes : str, optional
         Names of the axes of arrays, NPY and TIFF, for example "YXC", "CYX" or "TZCYX": Y, X, channels C, and frames
         along any other. If not given, they are read from the TIFF; else two dimensions are YX, four TYXC, and three
@@ -182,10 +143,17 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
         )
     if all(isinstance(entry, np.ndarray) for entry in images):
         stacks = [_from_array(entry, axes) for entry in images]
-        return _Images(_numbered("image", len(stacks)), range(len(stacks)), lambda k: (_single(stacks[k]), 0))
+        return _Images(numbered("image", len(stacks)), range(len(stacks)), lambda k: (_single(stacks[k]), 0))
     if not all(isinstance(entry, str | Path) for entry in images):
         raise InputError("expected a list of paths or a list of arrays, but got a list of other or mixed things")
     paths = [path for entry in images for path in _find(entry)]
+    videos = [path for path in paths if path.suffix.lower() in VIDEOS]
+    if videos and len(paths) > 1:
+        raise InputError(f"expected one video alone, but got {videos[0]} among {len(paths)} files; open it by itself")
+    if videos:
+        from spwnet.videos import VideoSource
+
+        return VideoSource(videos[0])
     if len(paths) == 1:
         with _readable(str(paths[0])):
             stack = _open(paths[0], axes)
@@ -232,7 +200,8 @@ def check_same_channels(source: ImageSource, indices: Sequence[int] | None = Non
     """
     first: tuple[str, int] | None = None
     for position in range(len(source)) if indices is None else indices:
-        count = source.channels(position) if isinstance(source, _Images) else source[position].pixels.shape[-1]
+        channels = getattr(source, "channels", None)
+        count = channels(position) if callable(channels) else source[position].pixels.shape[-1]
         first = first or (source.names[position], count)
         if count != first[1]:
             raise InputError(
@@ -273,8 +242,11 @@ def _find(entry: str | Path) -> list[Path]:
     """Files of a path: itself, those of a folder, or those that match a pattern."""
     path = Path(entry).expanduser()
     if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"expected a file of {', '.join(SUFFIXES)}, but got {path}; convert it to PNG or TIFF")
+        if path.suffix.lower() not in SUFFIXES + VIDEOS:
+            raise InputError(
+                f"expected a file of {', '.join(SUFFIXES + VIDEOS)}, but got {path}; "
+                "convert it to PNG or TIFF, or a video to MP4"
+            )
         return [path]
     if path.is_dir():
         found = list(path.iterdir())
@@ -284,13 +256,21 @@ def _find(entry: str | Path) -> list[Path]:
         raise InputError(f"expected a file, folder or pattern, but there is no {path}; check the path")
     files = sorted((f for f in found if f.is_file() and not f.name.startswith(".")), key=_natural)
     known = [file for file in files if file.suffix.lower() in SUFFIXES]
-    other = [file.name for file in files if file.suffix.lower() not in SUFFIXES]
+    videos = [] if known else [file for file in files if file.suffix.lower() in VIDEOS]
+    if len(videos) > 1:
+        raise InputError(
+            f"expected images or one video in {path}, but there are {len(videos)} videos; open one video at a time"
+        )
+    read = VIDEOS if videos else SUFFIXES
+    other = [file.name for file in files if file.suffix.lower() not in read]
     if other:
         more = f" and {len(other) - 5} more" if len(other) > 5 else ""
         logger.warning("files in %s that are not images are left out: %s%s", path, ", ".join(other[:5]), more)
-    if not known:
-        raise InputError(f"expected images ({', '.join(SUFFIXES)}) in {path}, but there are none")
-    return known
+    if not known and not videos:
+        raise InputError(
+            f"expected images ({', '.join(SUFFIXES)}) or a video ({', '.join(VIDEOS)}) in {path}, but there are none"
+        )
+    return known or videos
 
 
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:
@@ -300,11 +280,6 @@ def _natural(path: Path) -> list[tuple[list[str | int], str]]:
 def _last_integer(path: Path) -> int | None:
     integers = re.findall(r"[0-9]+", path.stem)
     return int(integers[-1]) if integers else None
-
-
-def _numbered(stem: str, count: int) -> list[str]:
-    digits = max(4, len(str(count - 1)))
-    return [f"{stem}_{k:0{digits}d}" for k in range(count)]
 
 
 def _unique_names(paths: list[Path]) -> list[str]:
@@ -341,7 +316,7 @@ def _frames_of(stack: _Stack, stem: str, paths: Sequence[Path] = ()) -> _Images:
         numbers = [_last_integer(path) or 0 for path in paths] or [0]
         return _Images([stem], numbers, lambda _: (stack, 0), paths)
     count = math.prod(stack.frame_shape)
-    return _Images(_numbered(stem, count), range(count), lambda k: (stack, k))
+    return _Images(numbered(stem, count), range(count), lambda k: (stack, k))
 
 
 def _single(stack: _Stack) -> _Stack:

@@ -64,13 +64,15 @@ def similarity(features: Tensor, labels: Tensor) -> Tensor:
     ----------
     features : (K, *spatial) tensor
         Logits.
-    labels : (P,) int64 tensor
-        Label of each pixel, in the order of the flattened image; carries no gradient.
+    labels : (P,) int64 or (K, *spatial) float tensor
+        Label of each pixel, in the order of the flattened image, or the share of each; carries no gradient.
 
     References
     ----------
     .. [1] A. Kanezaki, Unsupervised image segmentation by backpropagation, ICASSP 2018.
     """
+    if labels.ndim > 1:
+        labels = labels.flatten(1).T
     return functional.cross_entropy(features.flatten(1).T, labels)
 
 

@@ -15,8 +15,6 @@ CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-AVERAGE = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
-LINEAR = {2: "bilinear", 3: "trilinear"}
 LEAST_DEVIATION = 1e-4
 SHARPNESS = 2.0
 """Factor of the features where classes are given: normalised, they could not be sure of any."""
@@ -116,8 +114,6 @@ class WNet(nn.Module):
         Channels C of the images.
     evidence : int
         Channels E of hand-made evidence that the encoder takes beside the image; the decoder gives back the image.
-    reduction : int
-        The network works on means over so many pixels a side, and its output is interpolated.
     classes : int
         K.
     ch_mul, n_blocks, ndim : int
@@ -139,14 +135,13 @@ class WNet(nn.Module):
         n_blocks: int = 4,
         *,
         evidence: int = 0,
-        reduction: int = 1,
         ndim: int = 2,
         final_norm: bool = False,
     ) -> None:
         super().__init__()
         self.evidence_mean: Tensor | None
         self.evidence_std: Tensor | None
-        self.channels, self.reduction = channels, reduction
+        self.channels = channels
         self.multiple = 2**n_blocks
         shape = (1, evidence, *[1] * ndim)
         self.register_buffer("evidence_mean", torch.zeros(shape) if evidence else None)
@@ -195,9 +190,7 @@ class WNet(nn.Module):
         self.evidence_std = torch.sqrt((squares + (means - mean).square()).mean(0)).clamp(min=LEAST_DEVIATION)
 
     def _taken_in(self, x: Tensor) -> Tensor:
-        """Reduce, scale the evidence, and repeat the last row and column until all sides divide."""
-        if self.reduction > 1:
-            x = AVERAGE[x.ndim - 2](x, self.reduction, ceil_mode=True)
+        """Scale the evidence, and repeat the last row and column until all sides divide."""
         if self.evidence_mean is not None and self.evidence_std is not None:
             image, evidence = x[:, : self.channels], x[:, self.channels :]
             scaled = (evidence - self.evidence_mean) / self.evidence_std
@@ -208,8 +201,5 @@ class WNet(nn.Module):
         return x
 
     def _given_out(self, y: Tensor, like: Tensor) -> Tensor:
-        """Interpolate to pixels and crop to the size that came in, in float32."""
-        y = y.float()
-        if self.reduction > 1:
-            y = functional.interpolate(y, scale_factor=self.reduction, mode=LINEAR[y.ndim - 2], align_corners=False)
-        return y[(slice(None), slice(None), *(slice(size) for size in like.shape[2:]))]
+        """Crop to the size that came in, in float32."""
+        return y.float()[(slice(None), slice(None), *(slice(size) for size in like.shape[2:]))]

@@ -69,7 +69,7 @@ def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool 
         If the folder holds something and neither `overwrite` nor `resume` is given, or cannot be created or written.
     """
     path = Path(folder)
-    with _readable_errors(path):
+    with readable_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if not (overwrite or resume) and any(path.iterdir()):
             raise OutputError(
@@ -119,7 +119,7 @@ def atomic_write(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     temporary = _temporary(path.parent)
-    with _readable_errors(path):
+    with readable_errors(path):
         try:
             with temporary.open("xb") as file:
                 file.write(data)
@@ -152,7 +152,7 @@ def append_line(path: str | Path, record: Mapping[str, object]) -> None:
     """
     path = Path(path)
     line = (_json(dict(record), path) + "\n").encode()
-    with _readable_errors(path), path.open("ab", buffering=0) as file:
+    with readable_errors(path), path.open("ab", buffering=0) as file:
         file.write(line)
 
 
@@ -398,7 +398,7 @@ def _temporary(folder: Path) -> Path:
 
 
 @contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
+def readable_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says about a path into an error for people."""
     try:
         yield

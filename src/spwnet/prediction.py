@@ -12,7 +12,7 @@ import torch
 
 from spwnet.classes import clean
 from spwnet.codebook import Descriptors
-from spwnet.descriptors import handmade, network_input
+from spwnet.descriptors import gaussian, handmade, interpolated, network_input
 from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from spwnet.config import LabelSettings, Settings
+    from spwnet.config import LabelSettings, Settings, SuperpixelSettings
     from spwnet.graph import RegionGraph
     from spwnet.images import Image, ImageSource
     from spwnet.model import WNet
@@ -54,9 +54,18 @@ def prepare_image(
     prepared = prepare(image, settings.images, normalisation)
     if labels is not None and labels.shape[:2] == prepared.frame.shape:
         labels = prepared.frame.bring(labels)
-    colour = prepared.colour if settings.superpixels.method == "slic" else None
-    regions = make_superpixels(prepared.unit, settings.superpixels, rgb=prepared.rgb, colour=colour, labels=labels)
-    return prepared, regions
+    return prepared, oversegment(prepared, settings.superpixels, labels)
+
+
+def oversegment(
+    prepared: Prepared, settings: SuperpixelSettings, labels: NDArray[Any] | None = None
+) -> Superpixels | None:
+    """Oversegment a prepared image, as `make_superpixels`."""
+    smooth = None
+    if settings.method == "slic" and settings.sigma > 0:
+        colour = torch.from_numpy(prepared.colour).movedim(-1, 0)
+        smooth = gaussian(colour.contiguous(), settings.sigma).movedim(0, -1).contiguous().numpy()
+    return make_superpixels(prepared.unit, settings, rgb=prepared.rgb, smooth=smooth, labels=labels)
 
 
 @deterministic()
@@ -87,22 +96,25 @@ def describe(
     """
     device = torch.device(device)
     evidence, channels = settings.codebook.evidence, prepared.network.shape[-1]
-    maps = []
-    filters = None
+    reduction, shape = settings.model.reduction, prepared.unit.shape[:-1]
+    maps, filters = [], None
     if network is not None and evidence in ("all", "learned"):
-        pixels = network_input(prepared, device, evidence=settings.model.evidence)
+        pixels = network_input(prepared, device, settings.model)
         with arithmetic(device, convolution_type(settings.training.precision, device)):
-            maps.append(network.classify(pixels)[0])
+            maps.append((network.classify(pixels)[0], reduction))
         filters = pixels[0, channels:] if settings.model.evidence else None
-    if evidence != "learned" and filters is None:
-        image = to_tensor(prepared.colour, device)[0].contiguous()
-        filters = image if evidence == "colour" else handmade(image)
-    if evidence != "learned" and filters is not None:
-        maps.append(filters)
+    if evidence != "learned":
+        # Colour, the first of the filters, keeps every pixel: it has the sharpest borders.
+        colour = to_tensor(prepared.colour, device)[0]
+        maps.append((colour, 1))
+        if evidence != "colour":
+            filters = handmade(colour.contiguous(), reduction) if filters is None else filters
+            maps.append((filters[channels:], reduction))
     if graph is None:
-        return Descriptors(torch.cat(maps).flatten(1).T.contiguous().cpu().numpy())
-    pooled = torch.cat([graph.pool(part) for part in maps], dim=1)
-    return Descriptors(pooled.cpu().numpy(), graph.edges.cpu().numpy(), graph.contacts.cpu().numpy())
+        wide = torch.cat([interpolated(part, factor, shape) for part, factor in maps])
+        return Descriptors(wide.flatten(1).T.contiguous().cpu().numpy())
+    rows = np.concatenate([graph.average(part, factor) for part, factor in maps], axis=1)
+    return Descriptors(rows, graph.edges.cpu().numpy(), graph.contacts.cpu().numpy())
 
 
 @deterministic()
@@ -138,9 +150,9 @@ def predict(
         nodes = graph.labels.cpu().numpy()
         return classes[nodes].reshape(shape), uncertainty[nodes].reshape(shape)
     assert model.network is not None
-    pixels = network_input(prepared, model.device, evidence=model.settings.model.evidence)
+    pixels = network_input(prepared, model.device, model.settings.model)
     with arithmetic(model.device, convolution_type(model.settings.training.precision, model.device)):
-        features = model.network.encode(pixels)[0]
+        features = interpolated(model.network.encode(pixels)[0], model.settings.model.reduction, shape)
     rows = features.flatten(1).T if graph is None else graph.pool(features)
     best = rows.softmax(1).topk(2, dim=1)
     found, doubt = best.indices[:, 0], best.values[:, 1] / best.values[:, 0]

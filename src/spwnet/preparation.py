@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+    from scipy.sparse import csr_array
 
     from spwnet.config import ImageSettings
     from spwnet.images import Image
@@ -28,6 +29,9 @@ PERCENTILES = (0.1, 99.9)
 LEAST_STD = 1e-6
 """A channel of a smaller standard deviation is constant; dividing by that would blow up noise."""
 
+
+BLOCK_ROWS = 32
+"""Rows of a working image that are made at a time."""
 
 LAB_RANGE = 100.0
 """Channels other than red, green and blue are brought to CIELAB's range of L, so that compactness means the same."""
@@ -222,8 +226,7 @@ def restore(labels: NDArray[Any], frame: Frame) -> NDArray[Any]:
 
 def to_unit(pixels: NDArray[Any], normalisation: Normalisation) -> NDArray[np.float32]:
     """Bring stored values (H, W, C) to 0…1, without margin, scale or sharpening."""
-    ranges = zip(normalisation.low, normalisation.high, strict=True)
-    return np.stack([_channel_to_unit(pixels[..., c], *ends) for c, ends in enumerate(ranges)], axis=-1)
+    return _to_unit(pixels, normalisation.low, normalisation.high)
 
 
 def to_display(unit: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
@@ -272,30 +275,71 @@ def _unit(
     if scale == "auto":
         scale = min(1.0, math.sqrt(settings.max_pixels / math.prod(size)))
     working = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-    unit = np.empty((*working, pixels.shape[-1]), np.float32)
+    unit = _resized_unit(pixels, working, low, high)
     for c in range(pixels.shape[-1]):
-        channel = _channel_to_unit(pixels[..., c], low[c], high[c])
-        unit[..., c] = _sharpen(_resize(channel, working), settings)
+        unit[..., c] = _sharpen(unit[..., c], settings)
     return unit, Frame((image.pixels.shape[0], image.pixels.shape[1]), settings.margin, working)
 
 
-def _channel_to_unit(channel: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+def _resized_unit(
+    pixels: NDArray[Any], size: tuple[int, int], low: Sequence[float], high: Sequence[float]
+) -> NDArray[np.float32]:
+    """Bring stored values (H, W, C) to 0…1, and to another size: (h, w, C).
+
+    Bilinearly; on reduction over as many pixels as fall together. A few rows at a time: the whole image as floats would
+    pass through memory several times.
+    """
+    height, width, channels = pixels.shape
+    if (height, width) == size:
+        return _to_unit(pixels, low, high)
+    rows, columns = _resampling(height, size[0]), _resampling(width, size[1])
+    unit = np.empty((*size, channels), np.float32)
+    for start in range(0, size[0], BLOCK_ROWS):
+        some = rows[start : start + BLOCK_ROWS]
+        first, last = int(some.indices.min()), int(some.indices.max()) + 1
+        block = _to_unit(pixels[first:last], low, high).reshape(last - first, width * channels)
+        block = some[:, first:last] @ block
+        count = len(block)
+        block = columns @ block.reshape(count, width, channels).swapaxes(0, 1).reshape(width, count * channels)
+        unit[start : start + count] = block.reshape(size[1], count, channels).swapaxes(0, 1)
+    return unit.clip(0, 1, out=unit)
+
+
+@lru_cache(maxsize=16)
+def _resampling(size: int, wanted: int) -> csr_array:
+    """Weight of each of `size` pixels in each of those `wanted`: a triangle of twice the larger pixel's width."""
+    from scipy.sparse import csr_array
+
+    scale = size / wanted
+    reach = max(scale, 1.0)
+    centres = (np.arange(wanted) + 0.5) * scale
+    offsets = np.arange(math.ceil(2 * reach) + 1)
+    places = np.floor(centres - reach).astype(int)[:, None] + offsets
+    weights = (1 - np.abs(places + 0.5 - centres[:, None]) / reach).clip(0)
+    weights[(places < 0) | (places >= size)] = 0
+    weights /= weights.sum(1, keepdims=True)
+    inside = weights > 0
+    targets = np.broadcast_to(np.arange(wanted)[:, None], places.shape)[inside]
+    return csr_array((weights[inside].astype(np.float32), (targets, places[inside])), shape=(wanted, size))
+
+
+def _to_unit(pixels: NDArray[Any], low: Sequence[float], high: Sequence[float]) -> NDArray[np.float32]:
+    """Bring stored values (…, C) to 0…1."""
+    if len(set(low)) == len(set(high)) == 1:
+        return _range_to_unit(pixels, low[0], high[0])
+    unit = np.empty(pixels.shape, np.float32)
+    for c, ends in enumerate(zip(low, high, strict=True)):
+        unit[..., c] = _range_to_unit(pixels[..., c], *ends)
+    return unit
+
+
+def _range_to_unit(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
     # large integers and doubles differ by less than single precision can tell
-    precision: Any = np.float32 if channel.dtype.itemsize <= 2 or channel.dtype == np.float32 else np.float64
-    unit = channel.astype(precision)
+    precision: Any = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
+    unit = pixels.astype(precision)
     unit -= low
     unit /= high - low
     return np.clip(unit, 0, 1, out=unit).astype(np.float32, copy=False)
-
-
-def _resize(channel: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize bilinearly; on reduction over as many pixels as fall together."""
-    if channel.shape == size:
-        return channel
-    from PIL import Image as Pillow
-
-    resized = Pillow.fromarray(channel).resize((size[1], size[0]), Pillow.Resampling.BILINEAR)
-    return np.asarray(resized).clip(0, 1)
 
 
 def _sharpen(channel: NDArray[np.float32], settings: ImageSettings) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spwnet.descriptors import network_input
+from spwnet.descriptors import interpolated, network_input
 from spwnet.devices import arithmetic, convolution_type
 from spwnet.outputs import grid, overlay
 from spwnet.preparation import to_display
@@ -35,8 +35,9 @@ def reconstruct(model: TrainedModel, prepared: Prepared) -> NDArray[np.float32]:
     """
     assert model.network is not None
     with arithmetic(model.device, convolution_type(model.settings.training.precision, model.device)):
-        _, output = model.network(network_input(prepared, model.device, evidence=model.settings.model.evidence))
-    image = np.moveaxis(output[0].float().cpu().numpy(), 0, -1)
+        _, output = model.network(network_input(prepared, model.device, model.settings.model))
+    wide = interpolated(output[0].float(), model.settings.model.reduction, prepared.unit.shape[:-1])
+    image = np.moveaxis(wide.cpu().numpy(), 0, -1)
     normalisation = model.normalisation
     if normalisation.standardise:
         image = image * np.array(normalisation.std, np.float32) + np.array(normalisation.mean, np.float32)

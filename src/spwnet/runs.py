@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from spwnet.config import LabelSettings
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 
 CPU = torch.device("cpu")
 
@@ -142,7 +142,6 @@ def make_network(settings: Settings, channels: int) -> WNet:
             model.ch_mul,
             model.n_blocks,
             evidence=sum(kind.size for kind in kinds("handmade", channels, 0)) if model.evidence else 0,
-            reduction=model.reduction,
             final_norm=model.final_norm,
         )
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from spwnet.config import SuperpixelSettings
 
 
+ITERATIONS = 5
+"""Of SLIC: more move no superpixel of this size by enough to change a label."""
+
+
 @dataclass(frozen=True)
 class Superpixels:
     """Label of each pixel.
@@ -38,7 +42,7 @@ def make_superpixels(
     settings: SuperpixelSettings,
     *,
     rgb: bool = False,
-    colour: NDArray[np.float32] | None = None,
+    smooth: NDArray[np.float32] | None = None,
     labels: NDArray[Any] | None = None,
 ) -> Superpixels | None:
     """Oversegment one prepared image as the settings say.
@@ -50,8 +54,8 @@ def make_superpixels(
     settings : SuperpixelSettings
     rgb : bool
         Whether the channels are red, green and blue.
-    colour : (*spatial, C) float32 array, optional
-        `perceptual` of the image, where it is known already.
+    smooth : (*spatial, C) float32 array, optional
+        `perceptual` of the image after the Gaussian of `settings.sigma`, where it is known already.
     labels : (*spatial) int array, optional
         The user's own superpixels, for the method "labels".
 
@@ -76,7 +80,9 @@ def make_superpixels(
         return superpixels_from_labels(labels, unit.shape[:-1])
     pixels = int(np.prod(unit.shape[:-1]))
     count = settings.count or max(1, round(pixels / settings.size))
-    return slic(unit, count, compactness=settings.compactness, sigma=settings.sigma, rgb=rgb, colour=colour)
+    if smooth is not None:
+        return slic(smooth, count, compactness=settings.compactness, sigma=0.0, is_perceptual=True)
+    return slic(unit, count, compactness=settings.compactness, sigma=settings.sigma, rgb=rgb)
 
 
 def slic(
@@ -86,7 +92,7 @@ def slic(
     compactness: float = 10.0,
     sigma: float = 1.0,
     rgb: bool = False,
-    colour: NDArray[np.float32] | None = None,
+    is_perceptual: bool = False,
 ) -> Superpixels:
     """Simple linear iterative clustering on CIELAB (RGB input) or on the channels as they are [1]_.
 
@@ -103,8 +109,8 @@ def slic(
         Gaussian smoothing in pixels.
     rgb : bool
         Whether the channels are red, green and blue.
-    colour : (*spatial, C) float32 array, optional
-        `perceptual` of the image, where it is known already.
+    is_perceptual : bool
+        Whether `unit` is what `perceptual` gives already.
 
     Returns
     -------
@@ -117,7 +123,7 @@ def slic(
     """
     from skimage import segmentation
 
-    features = perceptual(unit, rgb=rgb) if colour is None else colour
+    features = unit if is_perceptual else perceptual(unit, rgb=rgb)
     # scikit-image divides each image by its own range: dividing compactness by it, too, undoes that.
     spread = float(features.max() - features.min()) or 1.0
     labels = segmentation.slic(
@@ -128,6 +134,7 @@ def slic(
         start_label=0,
         channel_axis=features.ndim - 1,
         convert2lab=False,
+        max_num_iter=ITERATIONS,
     )
     return _numbered(labels)
 
@@ -162,8 +169,14 @@ def superpixels_from_labels(labels: NDArray[Any], shape: tuple[int, ...]) -> Sup
 
 def _numbered(labels: NDArray[Any]) -> Superpixels:
     """Number the labels 0 … N − 1 without gaps."""
-    ids, compact = np.unique(labels, return_inverse=True)
-    return Superpixels(compact.reshape(labels.shape).astype(np.int32), len(ids))
+    low = int(labels.min(initial=0))
+    span = int(labels.max(initial=0)) - low + 1
+    if span > 4 * labels.size:  # sorting is slower, but a table of widely spread ids would be large
+        ids, compact = np.unique(labels, return_inverse=True)
+        return Superpixels(compact.reshape(labels.shape).astype(np.int32), len(ids))
+    present = np.zeros(span, bool)
+    present[labels.ravel() - low] = True
+    return Superpixels((np.cumsum(present, dtype=np.int32) - 1)[labels - low], int(present.sum()))
 
 
 def half_neighbourhood(ndim: int, radius: int = 1) -> list[tuple[int, ...]]:

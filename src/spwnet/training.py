@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from spwnet import losses
+from spwnet.descriptors import averaged
 from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format, to_tensor
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.model import SHARPNESS
@@ -51,19 +53,20 @@ class TrainingImage:
     Attributes
     ----------
     pixels : (1, C + E, H, W) tensor
-        Input of the network: the image, and the evidence if it takes any.
+        Input of the network, on cells of `reduction` working pixels a side: the image, and the evidence if it takes
+        any.
     channels : int
         C, the channels to reconstruct.
     patch_region : ((top, bottom), (left, right))
         Rows and columns that patches are drawn from.
     graph : RegionGraph or None
-        None in dense mode.
+        Of the superpixels at the cells' first pixels; None in dense mode.
     cut : tensor or (tensor, offsets) or None
         Weights of the normalised cut: of the graph's edges, or between pixels in dense mode.
     continuity : (E,) tensor or None
         Weights of the graph's edges for the continuity.
-    target : (N,) int64 tensor or None
-        Class of each superpixel, or pixel, that the similarity compares with; None takes the network's own.
+    target : (K, H, W) float32 tensor or None
+        Share of each class in each cell, that the similarity compares with; None takes the network's own.
     """
 
     pixels: Tensor
@@ -141,27 +144,35 @@ def set_up_image(
     graph : RegionGraph or None
     settings : Settings
     target : (N,) int array, optional
-        Classes for the similarity.
+        Classes for the similarity, of the superpixels or, in dense mode, of the working pixels.
     """
+    device, reduction = pixels.device, settings.model.reduction
+    shape = prepared.unit.shape[:-1]
+    (top, bottom), (left, right) = patch_region(shape, settings.patches)
+    shares: Tensor | None = None
+    if target is not None:
+        classes = torch.from_numpy(target.astype(np.int64)).to(device)
+        classes = (classes if graph is None else classes[graph.labels]).view(shape)
+        shares = functional.one_hot(classes, settings.model.classes).movedim(-1, 0).float()
+        shares = averaged(shares[None], reduction)[0].contiguous()
+    cut: Tensor | tuple[Tensor, list[tuple[int, ...]]] | None = None
+    if reduction > 1 and graph is not None:
+        places = torch.arange(math.prod(shape), device=device).view(shape)
+        graph, _ = graph.part(places[::reduction, ::reduction])
+    if settings.losses.cut > 0:
+        if graph is not None:
+            cut = graph.cut_weights(settings.losses.tau_cut)
+        else:
+            cut = losses.dense_cut_weights(averaged(to_tensor(prepared.unit, device), reduction)[0])
     return TrainingImage(
         pixels=pixels,
         channels=prepared.network.shape[-1],
-        patch_region=patch_region(prepared.network.shape[:2], settings.patches),
+        patch_region=((top // reduction, bottom // reduction), (left // reduction, right // reduction)),
         graph=graph,
-        cut=_cut_weights(prepared, graph, settings, pixels.device),
+        cut=cut,
         continuity=_continuity_weights(graph, settings),
-        target=None if target is None else torch.from_numpy(target.astype(np.int64)).to(pixels.device),
+        target=shares,
     )
-
-
-def _cut_weights(
-    prepared: Prepared, graph: RegionGraph | None, settings: Settings, device: torch.device
-) -> Tensor | tuple[Tensor, list[tuple[int, ...]]] | None:
-    if settings.losses.cut == 0:
-        return None
-    if graph is None:
-        return losses.dense_cut_weights(to_tensor(prepared.unit, device)[0])
-    return graph.cut_weights(settings.losses.tau_cut)
 
 
 def _continuity_weights(graph: RegionGraph | None, settings: Settings) -> Tensor | None:
@@ -173,27 +184,29 @@ def _continuity_weights(graph: RegionGraph | None, settings: Settings) -> Tensor
 def cropped(image: TrainingImage, settings: Settings, rng: np.random.Generator) -> TrainingImage:
     """Draw the part of an image that a step sees: a square at a random place, or all of it."""
     height, width = image.pixels.shape[2:]
-    side = settings.patches.crop
-    if side is None or side >= max(height, width):
+    if settings.patches.crop is None:
+        return image
+    side = settings.patches.crop // settings.model.reduction
+    if side >= max(height, width):
         return image
     top, left = (int(rng.integers(n - min(side, n) + 1)) for n in (height, width))
     rows, columns = slice(top, top + side), slice(left, left + side)
     pixels = image.pixels[:, :, rows, columns]
+    target = None if image.target is None else image.target[:, rows, columns]
     places = torch.arange(height * width, device=pixels.device).view(height, width)[rows, columns]
     if image.graph is None:
         cut = image.cut
         if isinstance(cut, tuple):
             cut = losses.cropped_cut_weights(*cut, (rows, columns))
-        target = None if image.target is None else image.target[places.flatten()]
         return replace(image, pixels=pixels, cut=cut, target=target)
-    graph, nodes = image.graph.part(places)
+    graph, _ = image.graph.part(places)
     return replace(
         image,
         pixels=pixels,
         graph=graph,
         cut=None if image.cut is None else graph.cut_weights(settings.losses.tau_cut),
         continuity=_continuity_weights(graph, settings),
-        target=None if image.target is None else image.target[nodes],
+        target=target,
     )
 
 
@@ -235,9 +248,10 @@ def _patch_error(
     network: WNet, image: TrainingImage, settings: Settings, rng: np.random.Generator, dtype: torch.dtype
 ) -> Tensor:
     """Mean over the patch sizes of the reconstruction's error."""
-    errors = []
+    errors, reduction = [], settings.model.reduction
     for height, width, count in make_schedule(settings.patches):
-        patches = sample_patches(image.pixels[0], height, width, count, rng, image.patch_region)
+        sides = max(1, height // reduction), max(1, width // reduction)
+        patches = sample_patches(image.pixels[0], *sides, count, rng, image.patch_region)
         patches = patches.contiguous(memory_format=memory_format(patches.ndim - 2))
         with arithmetic(patches.device, dtype):
             _, output = network(patches)
@@ -280,17 +294,15 @@ def _segmentation_terms(features: Tensor, image: TrainingImage, settings: Settin
         else:
             terms["cut"] = losses.normalised_cut(pooled, graph.edges, image.cut)  # type: ignore[arg-type]
     if weights.similarity > 0:
-        sharpness = 1.0
         if image.target is not None:
-            nodes, sharpness = image.target, SHARPNESS
+            terms["similarity"] = losses.similarity(SHARPNESS * features, image.target)
         elif graph is None:
-            nodes = pooled.detach().argmax(1)
+            terms["similarity"] = losses.similarity(features, pooled.detach().argmax(1))
         else:
             mode = settings.labels.mode
             # Centres are fitted after training: until then the labels are those of the network.
             nodes = graph.node_labels(features, pooled, "argmax_of_mean" if mode == "codebook" else mode)
-        labels = nodes if graph is None else nodes[graph.labels]
-        terms["similarity"] = losses.similarity(sharpness * features, labels)
+            terms["similarity"] = losses.similarity(features, nodes[graph.labels])
     if weights.continuity > 0:
         if graph is None:
             terms["continuity"] = losses.dense_continuity(features)
