@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from spwnet import prediction
 from spwnet.codebook import Descriptors, coarser, fit_codebook
 from spwnet.config import LabelSettings, make_settings
 from spwnet.descriptors import handmade, interpolated, network_input
@@ -99,12 +98,11 @@ def test_a_stream_equals_single_images_and_keeps_the_size_of_the_input():
     assert list(predict_all(model, source, [], settings.labels)) == []
 
 
-def test_pictures_of_large_images_are_thinned(monkeypatch):
-    monkeypatch.setattr(prediction, "MOST_PICTURE_PIXELS", 40 * 52 // 4)
+def test_pictures_of_large_images_are_thinned():
     settings = setting()
     source = open_images([picture(0)])
     model, _ = ready(settings, source[0])
-    [found] = predict_all(model, source, [0], settings.labels, pictures=True)
+    [found] = predict_all(model, source, [0], settings.labels, most_picture_pixels=40 * 52 // 4)
     assert found.stride == 2
     np.testing.assert_array_equal(found.picture, picture(0)[::2, ::2])
 

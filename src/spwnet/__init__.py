@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spwnet.api import Segmentation, load, run, segment, train
+    from spwnet.api import run, train
     from spwnet.config import PRESETS, Settings, make_settings
     from spwnet.demonstration import demo
     from spwnet.dividing import recut_regions, regions, regions_of_all
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from spwnet.evaluation import evaluate
     from spwnet.hierarchy import RegionHierarchy
     from spwnet.recutting import recut
-    from spwnet.runs import TrainedModel
+    from spwnet.runs import TrainedModel, load
     from spwnet.samples import sample
+    from spwnet.segmenting import Segmentation, segment
     from spwnet.training import Progress
     from spwnet.tuning import Trial, tune
 
 _HOME = {
     "train": "spwnet.api",
-    "segment": "spwnet.api",
-    "load": "spwnet.api",
+    "segment": "spwnet.segmenting",
+    "load": "spwnet.runs",
     "run": "spwnet.api",
     "demo": "spwnet.demonstration",
     "evaluate": "spwnet.evaluation",
@@ -39,7 +40,7 @@ _HOME = {
     "regions_of_all": "spwnet.dividing",
     "recut_regions": "spwnet.dividing",
     "RegionHierarchy": "spwnet.hierarchy",
-    "Segmentation": "spwnet.api",
+    "Segmentation": "spwnet.segmenting",
     "PRESETS": "spwnet.config",
     "Settings": "spwnet.config",
     "make_settings": "spwnet.config",

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +14,24 @@ from spwnet.classes import areas, palette
 from spwnet.codebook import fit_codebook
 from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
 from spwnet.descriptors import network_input
-from spwnet.devices import convolution_type, memory_format, pick_device
-from spwnet.errors import InputError, RunError, SettingsError, Stopped
-from spwnet.gathering import gather, label_source_of
+from spwnet.devices import convolution_type, pick_device
+from spwnet.errors import RunError, Stopped
+from spwnet.gathering import gather
 from spwnet.graph import build_graph
-from spwnet.images import check_same_channels, fingerprint, frame_indices, open_images
-from spwnet.prediction import describe, oversegment, predict, predict_all
-from spwnet.runs import Results, Run, TrainedModel, evidence_kinds, make_network
+from spwnet.images import check_same_channels, open_images
+from spwnet.prediction import describe, oversegment, predict
+from spwnet.runs import Run, TrainedModel, evidence_kinds, load, make_network
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
-from spwnet.training import Progress, fit, set_up_image
+from spwnet.segmenting import Segmentation, segment
+from spwnet.training import Progress, fit, set_up_image, stoppable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from numpy.typing import NDArray
 
     from spwnet.graph import RegionGraph
-    from spwnet.images import ImageSource
     from spwnet.preparation import Prepared
 
 logger = logging.getLogger(__name__)
@@ -244,176 +240,6 @@ def _classes_in_use(labels: Sequence[NDArray[np.int32]], model: TrainedModel) ->
     return used
 
 
-def load(run: str | Path, *, device: str = "auto") -> TrainedModel:
-    """Read a trained model from a run directory.
-
-    Raises
-    ------
-    RunError
-        If it is not a finished run, is damaged, or is of a newer format.
-    """
-    model, target = Run(run).load(), pick_device(device)
-    if model.network is not None:
-        model.network.to(target, memory_format=memory_format(2))  # type: ignore[call-overload]
-    return replace(model, device=target)
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """The labels of a set of images.
-
-    Attributes
-    ----------
-    names : tuple of str
-        One for each image, in order.
-    labels : list of (H, W) int32 arrays
-        Class of each pixel in the images' own sizes; empty if they were written to a folder.
-    areas : dict of {str: dict of {int: int}}
-        Pixels of each class in each image.
-    folder : Path or None
-        Where labels, overlays and ``segmentation.json`` were written.
-    uncertainty : list of (H, W) float32 arrays in 0…1
-        How uncertain each pixel is, see `predict`: 0 is sure. Empty if not asked for, or written.
-    """
-
-    names: tuple[str, ...]
-    labels: list[NDArray[np.int32]]
-    areas: dict[str, dict[int, int]]
-    folder: Path | None = None
-    uncertainty: list[NDArray[np.float32]] = field(default_factory=list)
-
-
-def segment(
-    model: TrainedModel | str | Path,
-    images: Any,
-    output: str | Path | None = None,
-    *,
-    frames: Sequence[int] | str | None = None,
-    superpixels: Any = None,
-    labels: LabelSettings | None = None,
-    suffix: str = ".png",
-    overlays: bool = True,
-    uncertainty: bool = False,
-    device: str = "auto",
-    overwrite: bool = False,
-    resume: bool = False,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Segmentation:
-    """Segment images with a trained model; a class has the same id in every one of them.
-
-    Parameters
-    ----------
-    model : TrainedModel or path
-        What `train` or `load` returned, or a run directory.
-    images : path, glob, array, or sequence of these
-    output : path, optional
-        Folder for ``labels/``, ``overlays/`` and ``segmentation.json``; without one the labels are returned.
-    frames : sequence of int or "all", optional
-        Frame numbers to segment; all of them if not given.
-    superpixels : path or sequence of (H, W) int arrays, optional
-        The user's superpixels, if the model was trained on such.
-    labels : LabelSettings, optional
-        Labelling and cleaning other than the run's own.
-    suffix : str
-        ".png" or ".tif".
-    overlays : bool
-        Write the overlays, too.
-    uncertainty : bool
-        Return, or write to ``uncertainty/``, how uncertain each pixel is, too.
-    device : str
-        Where a model from a run directory is loaded to; a `TrainedModel` stays where it is.
-    overwrite, resume : bool
-        Replace what is in `output`, or write only what is missing there.
-    on_progress : callable
-        Called with a `Progress` after each image.
-
-    Returns
-    -------
-    Segmentation
-
-    Raises
-    ------
-    SpwnetError
-        For any input, setting or place that cannot be used.
-    Stopped
-        After Ctrl-C; what is written is complete.
-    """
-    if not isinstance(model, TrainedModel):
-        model = load(model, device=device)
-    cleaning = labels or model.settings.labels
-    if cleaning.mode == "codebook" and model.codebook is None:
-        raise SettingsError(
-            "expected a model trained with `labels.mode = 'codebook'` to label by codebook, but this one has none; "
-            "use 'argmax_of_mean' or 'max_count_of_argmax'"
-        )
-    if cleaning.mode != "codebook" and model.network is None:
-        raise SettingsError(
-            f"expected a model with a network to label by {cleaning.mode!r}, but this one was made without training; "
-            "use `labels.mode = 'codebook'`, or train with `codebook.evidence = 'all'`"
-        )
-    model.members(cleaning)
-    n_classes = model.n_classes(cleaning)
-    outputs.label_dtype(n_classes, suffix)
-    source = open_images(images, model.settings.images.axes)
-    chosen = frame_indices(source, "all" if frames is None else frames)
-    channels = check_same_channels(source, chosen)
-    if channels != model.info["channels"]:
-        raise InputError(
-            f"expected images of {model.info['channels']} channels as in training, but '{source.names[chosen[0]]}' "
-            f"has {channels}; segment images of the same kind"
-        )
-    label_source = label_source_of(superpixels, model.settings, source)
-    writer = None
-    if output is not None:
-        outputs.check_folder(output, overwrite=overwrite, resume=resume)
-        writer = Results(
-            output,
-            model,
-            cleaning,
-            n_classes=n_classes,
-            suffix=suffix,
-            overlays=overlays,
-            uncertainty=uncertainty,
-            overwrite=overwrite,
-            resume=resume,
-        )
-    todo = [index for index in chosen if writer is None or not _is_written(writer, source, index)]
-
-    found: list[NDArray[np.int32]] = []
-    doubts: list[NDArray[np.float32]] = []
-    counts: dict[str, dict[int, int]] = {}
-    if writer is not None:
-        counts = {name: {int(k): n for k, n in entry["areas"].items()} for name, entry in writer.done.items()}
-    start = time.monotonic()
-    pictures = overlays and writer is not None
-    stream = predict_all(model, source, todo, cleaning, label_source, pictures=pictures, uncertainty=uncertainty)
-    with stoppable() as should_stop:
-        for done, prediction in enumerate(stream, start=1):
-            counts[prediction.name] = {k: n for k, n in enumerate(areas(prediction.labels, n_classes)) if n}
-            if writer is None:
-                found.append(prediction.labels)
-                doubts += [] if prediction.uncertainty is None else [prediction.uncertainty]
-            else:
-                writer.write(prediction, counts[prediction.name])
-            left = (time.monotonic() - start) / done * (len(todo) - done)
-            on_progress(Progress("segment", done, len(todo), left, {}))
-            if done < len(todo) and should_stop():
-                raise Stopped(
-                    f"stopped after {done} of {len(todo)} images; go on by `--resume` (in Python `resume=True`)"
-                )
-    names = tuple(source.names[index] for index in chosen)
-    counts = {name: counts[name] for name in names}
-    if writer is not None:
-        writer.finish()
-    return Segmentation(names, found, counts, None if writer is None else writer.folder, doubts)
-
-
-def _is_written(writer: Results, source: ImageSource, index: int) -> bool:
-    """Whether the labels of this very image, not only of one of its name, are there already."""
-    entry = writer.done.get(source.names[index])
-    return entry is not None and entry["sha256"] == fingerprint(source[index])
-
-
 def run(
     images: Any,
     output: str | Path,
@@ -421,7 +247,8 @@ def run(
     settings: Settings | None = None,
     frames: Sequence[int] | str | None = None,
     superpixels: Any = None,
-    suffix: str = ".png",
+    suffix: str | None = None,
+    rate: float = 25.0,
     overlays: bool = True,
     uncertainty: bool = False,
     device: str = "auto",
@@ -441,7 +268,7 @@ def run(
     output : path
     frames : sequence of int or "all", optional
         Frame numbers to train on.
-    suffix, overlays, uncertainty
+    suffix, rate, overlays, uncertainty
         As in `segment`.
 
     Returns
@@ -456,31 +283,10 @@ def run(
     places: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
     model = train(source, folder / "run", settings=settings, frames=frames, superpixels=superpixels, **places)
     segmented = segment(
-        model, source, folder / "segmentation", superpixels=superpixels, suffix=suffix, overlays=overlays,
-        uncertainty=uncertainty, **places,
+        model, source, folder / "segmentation", superpixels=superpixels, suffix=suffix, rate=rate,
+        overlays=overlays, uncertainty=uncertainty, **places,
     )  # fmt: skip
     return model, segmented
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-
-    def on_interrupt(*_: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-        logger.warning("stopping as soon as this step is done; press again to stop at once")
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _check_resumable(directory: Run, settings: Settings, info: dict[str, Any]) -> bool:

@@ -73,7 +73,19 @@ LabelMode = Annotated[
     Literal["codebook", "argmax_of_mean", "max_count_of_argmax"] | None,
     Parameter(help="How a superpixel gets its label.", group=TUNING),
 ]
-Suffix = Annotated[Literal["png", "tif"], Parameter(name="--format", help="Format of the label images.", group=RUNNING)]
+Format = Annotated[
+    Literal["png", "tif", "video"] | None,
+    Parameter(
+        name="--format",
+        help="Label images, or a lossless label video and an overlay to look at; a video gives videos, all else PNG.",
+        group=RUNNING,
+    ),
+]
+Rate = Annotated[float, Parameter(help="Frames a second of videos made of images.", group=RUNNING)]
+Steady = Annotated[
+    bool | None,
+    Parameter(help="What does not change from one image to the next keeps its class; on for videos.", group=TUNING),
+]
 LabelClasses = Annotated[
     int | None,
     Parameter(help="Classes to tell apart, `labels.classes`: any number up to `codebook.finest`.", group=TUNING),
@@ -130,10 +142,12 @@ def segment(
     merge: Merge = None,
     fill_holes: FillHoles = None,
     remove_objects: RemoveObjects = None,
+    steady: Steady = None,
     settings_file: SettingsFile = None,
     sets: Sets = None,
     superpixels: SuperpixelImages = None,
-    suffix: Suffix = "png",
+    suffix: Format = None,
+    rate: Rate = 25.0,
     overlays: Overlays = True,
     uncertainty: Uncertainty = False,
     device: Device = "auto",
@@ -141,19 +155,24 @@ def segment(
     resume: Resume = False,
 ) -> None:
     """Segment images with a trained network; a class has the same id in all of them."""
-    from spwnet import api
+    from spwnet.runs import load
+    from spwnet.segmenting import segment as segment_images
 
-    model = api.load(run, device=device)
-    flags = {"mode": label_mode, "classes": classes, "fill_holes": fill_holes, "remove_objects": remove_objects}
+    model = load(run, device=device)
+    flags = {
+        "mode": label_mode, "classes": classes, "steady": steady, "fill_holes": fill_holes,
+        "remove_objects": remove_objects,
+    }  # fmt: skip
     labels = _label_settings(model.settings, settings_file, sets, merge, flags)
     with _bar() as on_progress:
-        result = api.segment(
+        result = segment_images(
             model, _inputs(images), out, frames=_frames(frames), superpixels=superpixels, labels=labels,
-            suffix=f".{suffix}", overlays=overlays, uncertainty=uncertainty, device=device, overwrite=overwrite,
-            resume=resume, on_progress=on_progress,
+            suffix=_suffix(suffix), rate=rate, overlays=overlays, uncertainty=uncertainty, device=device,
+            overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
-    _say(f"{len(result.names)} images, {model.n_classes(labels)} classes: {out / 'labels'}"
-         + (f", {out / 'overlays'}" if overlays else ""))  # fmt: skip
+    written = ("labels.mp4", "overlay.mp4") if (out / "labels.mp4").exists() else ("labels", "overlays")
+    places = ", ".join(str(out / name) for name in written[: 1 + overlays])
+    _say(f"{len(result.names)} images, {model.n_classes(labels)} classes: {places}")
 
 
 @app.command(name="run")
@@ -173,7 +192,8 @@ def run_both(
     epochs: Epochs = None,
     seed: Seed = None,
     superpixels: SuperpixelImages = None,
-    suffix: Suffix = "png",
+    suffix: Format = None,
+    rate: Rate = 25.0,
     overlays: Overlays = True,
     uncertainty: Uncertainty = False,
     device: Device = "auto",
@@ -186,8 +206,9 @@ def run_both(
     settings = _settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
     with _bar() as on_progress:
         model, result = api.run(
-            _inputs(images), out, settings=settings, frames=_frames(frames), suffix=f".{suffix}", overlays=overlays,
-            uncertainty=uncertainty, device=device, overwrite=overwrite, resume=resume, on_progress=on_progress,
+            _inputs(images), out, settings=settings, frames=_frames(frames), suffix=_suffix(suffix), rate=rate,
+            overlays=overlays, uncertainty=uncertainty, device=device, overwrite=overwrite, resume=resume,
+            on_progress=on_progress,
         )  # fmt: skip
     _say(
         f"trained on {len(model.info['images'])} images in {model.info['seconds']} s, "
@@ -413,6 +434,10 @@ def _say(text: str) -> None:
 
 def _inputs(images: list[str]) -> str | list[str]:
     return images[0] if len(images) == 1 else images
+
+
+def _suffix(name: str | None) -> str | None:
+    return {None: None, "video": ".mp4"}.get(name, f".{name}")
 
 
 def _frames(text: str | None) -> list[int] | str | None:

@@ -61,6 +61,21 @@ class Descriptors(NamedTuple):
     contacts: Floats | None = None
 
 
+class Energies(NamedTuple):
+    """What speaks against each class for each superpixel, or pixel, of one image.
+
+    Attributes
+    ----------
+    values : (N, K) float32 array
+        Twice the squared distance to each centre over the usual one.
+    ties : (N, N) sparse array or None
+        Weight of each neighbour: its share of the boundary, less where the two differ.
+    """
+
+    values: Floats
+    ties: csr_array | None
+
+
 class Assignment(NamedTuple):
     """Classes of the superpixels, or pixels, of one image.
 
@@ -127,18 +142,16 @@ class Codebook:
         members : (K,) int array
             Class that each of the finest classes belongs to: from `coarser`, with any merges on top.
         """
+        energies = self.energies(descriptors)
+        nearest = agreed(energies).argmin(1)
+        return Assignment(members[nearest].astype(np.int32), uncertainty(energies, nearest, members, descriptors))
+
+    def energies(self, descriptors: Descriptors) -> Energies:
+        """Compare descriptors, evened out between neighbours that are alike, with each of the finest centres."""
         raw = ((descriptors.rows - self.mean) / self.scale).astype(np.float32)
         likeness = _likeness(raw, descriptors.edges, float(self.near[0]))
-        rows = _diffused(raw, likeness)
-        energy = _squared_distances(rows, self.centres) * (2 / self.spread[0])
-        if likeness is None:
-            nearest, other = energy.argmin(1), np.zeros(len(rows))
-        else:
-            nearest = _agreed(energy, _ties(likeness, descriptors))
-            other = _share_to_others(members[nearest], descriptors)
-        own = np.take_along_axis(energy, nearest[:, None], 1)[:, 0]
-        uncertainty = 0.5 * other + 0.3 * np.sqrt(own / 2)
-        return Assignment(members[nearest].astype(np.int32), np.minimum(uncertainty, 1).astype(np.float32))
+        values = _squared_distances(_diffused(raw, likeness), self.centres) * (2 / self.spread[0])
+        return Energies(values, None if likeness is None else _ties(likeness, descriptors))
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, to be saved."""
@@ -446,29 +459,51 @@ def _ties(likeness: csr_array, descriptors: Descriptors) -> csr_array:
     return ties
 
 
-def _agreed(energy: Floats, ties: csr_array) -> NDArray[np.intp]:
-    r"""Labels that neighbours agree on: mean field of a Potts model [1]_.
+def agreed(energies: Energies, carried: Floats | None = None) -> Floats:
+    r"""Energies on which neighbours agree: mean field of a Potts model [1]_.
 
-    .. math:: q_i \propto \exp(-E_i), \quad E_{ik} = U_{ik} - \beta \sum_j w_{ij} q_{jk}
+    .. math:: q_i \propto \exp(-E_i), \quad E_{ik} = U_{ik} - c_{ik} - \beta \sum_j w_{ij} q_{jk}
 
     Parameters
     ----------
-    energy : (N, K) float array
-        U, twice the squared distance to each centre over the usual one.
-    ties : (N, N) sparse array
-        w.
+    energies : Energies
+        U and the ties w.
+    carried : (N, K) float array, optional
+        c, what speaks for each class beside the image itself.
+
+    Returns
+    -------
+    (N, K) float32 array
+        E: the class is that of the least.
 
     References
     ----------
     .. [1] P. Krähenbühl, V. Koltun, Efficient inference in fully connected CRFs, NIPS 2011.
     """
-    total = energy
-    for _ in range(AGREEMENT_STEPS):
-        q = np.exp(total.min(1, keepdims=True) - total)
-        q /= q.sum(1, keepdims=True)
-        total = energy - AGREEMENT * (ties @ q)
-    labels: NDArray[np.intp] = total.argmin(1)
-    return labels
+    alone = energies.values if carried is None else energies.values - carried
+    total = alone
+    if energies.ties is not None:
+        for _ in range(AGREEMENT_STEPS):
+            total = alone - AGREEMENT * (energies.ties @ probabilities(total))
+    return total
+
+
+def probabilities(energy: Floats) -> Floats:
+    """Return q ∝ exp(−E), adding up to 1 in each row, (N, K)."""
+    q: Floats = np.exp(energy.min(1, keepdims=True) - energy)
+    q /= q.sum(1, keepdims=True)
+    return q
+
+
+def uncertainty(
+    energies: Energies, nearest: NDArray[np.integer[Any]], members: NDArray[np.integer[Any]], descriptors: Descriptors
+) -> Floats:
+    """How uncertain the finest classes `nearest` of the rows are, as in `Assignment`: (N,) in 0…1."""
+    own = np.take_along_axis(energies.values, nearest[:, None], 1)[:, 0]
+    doubt = 0.3 * np.sqrt(own / 2)
+    if energies.ties is not None:
+        doubt = doubt + 0.5 * _share_to_others(members[nearest], descriptors)
+    return np.minimum(doubt, 1).astype(np.float32)
 
 
 def _share_to_others(classes: NDArray[np.integer[Any]], descriptors: Descriptors) -> NDArray[np.float64]:

@@ -203,6 +203,8 @@ class LabelSettings(_Section):
     than the finest do. The other two modes have `model.classes`."""
     merge: tuple[tuple[int, ...], ...] = ()
     """Groups of classes that are one; each takes the smallest id of its group."""
+    steady: bool | Literal["auto"] = "auto"
+    """Whether what does not change from one image to the next keeps its class, by codebook alone; "auto": in videos."""
     fill_holes: int = Field(0, ge=0)
     """Holes within a class of fewer pixels than this take the class around them; 0 is off."""
     reassign: tuple[Reassign, ...] = ()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from spwnet import outputs
-from spwnet.api import load, stoppable, train
+from spwnet.api import train
 from spwnet.config import Settings, merged, parse_settings
 from spwnet.descriptors import interpolated, network_input
 from spwnet.devices import arithmetic, convolution_type, deterministic, pick_device
@@ -31,10 +31,10 @@ from spwnet.merging import (
     spectral_positions,
     word_shares,
 )
-from spwnet.prediction import MOST_PICTURE_PIXELS
 from spwnet.preparation import measure, prepare, restore, to_display, to_unit
-from spwnet.runs import TrainedModel
-from spwnet.training import Progress
+from spwnet.runs import TrainedModel, load
+from spwnet.segmenting import MOST_PICTURE_PIXELS
+from spwnet.training import Progress, stoppable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -100,6 +100,13 @@ class _Images:
         with _readable(self._where[position]):
             return self._locate(position)[0].channels
 
+    def size(self, position: int) -> tuple[int, int]:
+        """Height and width of an image without reading its pixels."""
+        with _readable(self._where[position]):
+            stack = self._locate(position)[0]
+        height, width = (stack.shape[stack.axes.index(axis)] for axis in "YX")
+        return height, width
+
     def __getitem__(self, position: int) -> Image:
         name = self.names[position]
         with _readable(self._where[position]):
@@ -211,6 +218,14 @@ def check_same_channels(source: ImageSource, indices: Sequence[int] | None = Non
     if first is None:
         raise InputError("expected at least one image, but got none")
     return first[1]
+
+
+def image_size(source: ImageSource, position: int) -> tuple[int, int]:
+    """Height and width of an image, if possible without reading its pixels."""
+    if isinstance(source, _Images):
+        return source.size(position)
+    height, width = source[position].pixels.shape[:2]
+    return height, width
 
 
 def label_image(source: ImageSource, index: int) -> NDArray[Any]:

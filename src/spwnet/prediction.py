@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from spwnet.classes import clean
 from spwnet.codebook import Descriptors
+from spwnet.codebook import uncertainty as doubt_of
 from spwnet.descriptors import gaussian, handmade, interpolated, network_input
 from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor
+from spwnet.errors import InputError
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
-from spwnet.preparation import Prepared, prepare, restore, to_display, to_unit
-from spwnet.runs import Prediction, TrainedModel
+from spwnet.preparation import Prepared, display, prepare, restore
+from spwnet.results import Prediction
+from spwnet.steadying import steady
 from spwnet.superpixels import Superpixels, make_superpixels
 
 if TYPE_CHECKING:
@@ -26,14 +30,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spwnet.codebook import Energies
     from spwnet.config import LabelSettings, Settings, SuperpixelSettings
     from spwnet.graph import RegionGraph
     from spwnet.images import Image, ImageSource
     from spwnet.model import WNet
     from spwnet.preparation import Normalisation
+    from spwnet.runs import TrainedModel
+    from spwnet.steadying import Before
 
-MOST_PICTURE_PIXELS = 1_000_000
-"""Pictures of larger images are thinned."""
+SMOOTH = 1.0
+"""Blur of the colours by which change from frame to frame is seen, in pixels: it takes noise away."""
 MOST_WORKERS = 8
 """Images in work at a time, at most; each takes a few hundred bytes a working pixel."""
 
@@ -61,11 +68,15 @@ def oversegment(
     prepared: Prepared, settings: SuperpixelSettings, labels: NDArray[Any] | None = None
 ) -> Superpixels | None:
     """Oversegment a prepared image, as `make_superpixels`."""
-    smooth = None
-    if settings.method == "slic" and settings.sigma > 0:
-        colour = torch.from_numpy(prepared.colour).movedim(-1, 0)
-        smooth = gaussian(colour.contiguous(), settings.sigma).movedim(0, -1).contiguous().numpy()
+    smooth = _blurred(prepared.colour, settings.sigma) if settings.method == "slic" and settings.sigma > 0 else None
     return make_superpixels(prepared.unit, settings, rgb=prepared.rgb, smooth=smooth, labels=labels)
+
+
+def _blurred(colour: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Blur (*spatial, C) by a Gaussian of `sigma` pixels."""
+    channels_first = torch.from_numpy(colour).movedim(-1, 0).contiguous()
+    blurred: NDArray[np.float32] = gaussian(channels_first, sigma).movedim(0, -1).contiguous().numpy()
+    return blurred
 
 
 @deterministic()
@@ -144,21 +155,45 @@ def predict(
     members = model.members(labels)
     if labels.mode == "codebook" and model.codebook is not None:
         descriptors = describe(model.network, prepared, graph, model.settings, model.device)
-        classes, uncertainty = model.codebook.assign(descriptors, members)
-        if graph is None:
-            return classes.reshape(shape), uncertainty.reshape(shape)
-        nodes = graph.labels.cpu().numpy()
-        return classes[nodes].reshape(shape), uncertainty[nodes].reshape(shape)
+        classes, doubt = model.codebook.assign(descriptors, members)
+        nodes = _nodes(graph, shape)
+        return classes[nodes], doubt[nodes]
     assert model.network is not None
     pixels = network_input(prepared, model.device, model.settings.model)
     with arithmetic(model.device, convolution_type(model.settings.training.precision, model.device)):
         features = interpolated(model.network.encode(pixels)[0], model.settings.model.reduction, shape)
     rows = features.flatten(1).T if graph is None else graph.pool(features)
     best = rows.softmax(1).topk(2, dim=1)
-    found, doubt = best.indices[:, 0], best.values[:, 1] / best.values[:, 0]
+    found, second = best.indices[:, 0], best.values[:, 1] / best.values[:, 0]
     if graph is not None:
-        found, doubt = graph.node_labels(features, rows, labels.mode)[graph.labels], doubt[graph.labels]
-    return members[found.cpu().numpy()].reshape(shape).astype(np.int32), doubt.cpu().numpy().reshape(shape)
+        found, second = graph.node_labels(features, rows, labels.mode)[graph.labels], second[graph.labels]
+    return members[found.cpu().numpy()].reshape(shape).astype(np.int32), second.cpu().numpy().reshape(shape)
+
+
+def _nodes(graph: RegionGraph | None, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Row of the descriptors that each pixel belongs to, (h, w)."""
+    if graph is None:
+        return np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+    return graph.labels.cpu().numpy().astype(np.int32).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A frame before it is labelled: all that can be found out without the frame before it."""
+
+    nodes: NDArray[np.int32]
+    smooth: NDArray[np.float32]
+    descriptors: Descriptors
+    energies: Energies
+
+
+@deterministic()
+@torch.inference_mode()
+def _see(model: TrainedModel, prepared: Prepared, graph: RegionGraph | None) -> _Seen:
+    assert model.codebook is not None
+    descriptors = describe(model.network, prepared, graph, model.settings, model.device)
+    smooth = _blurred(prepared.colour, SMOOTH)
+    return _Seen(_nodes(graph, prepared.unit.shape[:-1]), smooth, descriptors, model.codebook.energies(descriptors))
 
 
 def predict_all(
@@ -168,34 +203,88 @@ def predict_all(
     labels: LabelSettings,
     label_source: Callable[[int], NDArray[Any] | None] = lambda _: None,
     *,
-    pictures: bool = False,
+    most_picture_pixels: int | None = 0,
     uncertainty: bool = True,
-) -> Iterator[Prediction]:
-    """Label the images of a source in their order, a few at a time, each on one thread."""
-    settings, normalisation = model.settings, model.normalisation
+    sha256: bool = True,
+    carry: Before | Literal[False] | None = False,
+) -> Iterator[Prediction | InputError]:
+    """Label the images of a source in their order, a few at a time, each on one thread.
 
-    def work(index: int) -> Prediction:
-        image = source[index]
+    Parameters
+    ----------
+    model : TrainedModel
+    source : ImageSource
+    indices : sequence of int
+        Positions in the source.
+    labels : LabelSettings
+    label_source : callable
+        From a position to the user's superpixels.
+    most_picture_pixels : int or None
+        Pictures to draw the classes over are thinned to so many pixels at most; 0 makes none, None thins none.
+    uncertainty, sha256 : bool
+        Whether to work these out.
+    carry : Before, None or False
+        False labels each image on its own; else each in the light of the one before it, the first in that of `carry`.
+
+    Yields
+    ------
+    Prediction or InputError
+        The error if that image cannot be read: the others go on.
+    """
+    settings, normalisation = model.settings, model.normalisation
+    steadily = carry is not False and labels.mode == "codebook"
+    members = model.members(labels)
+
+    def work(index: int) -> Callable[[Before | None], Prediction] | InputError:
+        try:
+            image = source[index]
+        except InputError as error:
+            return error
         prepared, superpixels = prepare_image(image, settings, normalisation, label_source(index))
         graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
-        stride = math.ceil(math.sqrt(image.pixels[..., 0].size / MOST_PICTURE_PIXELS))
-        picture = to_display(to_unit(image.pixels[::stride, ::stride], normalisation)) if pictures else None
-        classes, doubt = predict(model, prepared, graph, labels)
-        cleaned = restore(clean(classes, labels), prepared.frame)
-        wide = restore(doubt, prepared.frame) if uncertainty else None
-        return Prediction(prepared.name, cleaned, wide, picture, stride, fingerprint(image))
+        stride, picture = 1, None
+        if most_picture_pixels != 0:
+            if most_picture_pixels is not None:
+                stride = math.ceil(math.sqrt(image.pixels[..., 0].size / most_picture_pixels))
+            picture = display(image, normalisation, stride)
+        digest = fingerprint(image) if sha256 else None
+
+        def finish(classes: NDArray[np.int32], doubt: NDArray[np.float32], now: Before | None = None) -> Prediction:
+            cleaned = restore(clean(classes, labels), prepared.frame)
+            wide = restore(doubt, prepared.frame) if uncertainty else None
+            return Prediction(prepared.name, cleaned, wide, picture, stride, digest, now)
+
+        if not steadily:
+            done = finish(*predict(model, prepared, graph, labels))
+            return lambda _: done
+        seen = _see(model, prepared, graph)
+
+        def label(before: Before | None) -> Prediction:
+            nearest, now = steady(before, seen.smooth, seen.nodes, seen.energies)
+            doubt = np.zeros(0, np.float32)
+            if uncertainty:
+                doubt = doubt_of(seen.energies, nearest, members, seen.descriptors)[seen.nodes]
+            return finish(members[now.classes].astype(np.int32), doubt, now)
+
+        return label
 
     threads = torch.get_num_threads()
     workers = max(1, min(threads, len(indices), MOST_WORKERS))
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
-    waiting: deque[Future[Prediction]] = deque()
+    waiting: deque[Future[Callable[[Before | None], Prediction] | InputError]] = deque()
+    before = carry or None
     try:
-        for index in indices:
-            waiting.append(pool.submit(work, index))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for index in [*indices, *[None] * workers]:
+            if index is not None:
+                waiting.append(pool.submit(work, index))
+            if len(waiting) > workers or (index is None and waiting):
+                result = waiting.popleft().result()
+                if isinstance(result, InputError):
+                    yield result
+                    continue
+                prediction = result(before)
+                before = prediction.now
+                yield prediction
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

@@ -229,6 +229,14 @@ def to_unit(pixels: NDArray[Any], normalisation: Normalisation) -> NDArray[np.fl
     return _to_unit(pixels, normalisation.low, normalisation.high)
 
 
+def display(image: Image, normalisation: Normalisation, stride: int = 1) -> NDArray[np.uint8]:
+    """Make a picture of every `stride`-th pixel of an image as it was stored, (h, w, 3)."""
+    pixels = image.pixels[::stride, ::stride]
+    if image.rgb and pixels.dtype == np.uint8 and set(normalisation.low + normalisation.high) == {0.0, 255.0}:
+        return pixels  # that is what it would come to
+    return to_display(to_unit(pixels, normalisation))
+
+
 def to_display(unit: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Make a picture of a (h, w, C) image in 0…1: grey, magenta and green, or the first three channels as RGB."""
     shown = {1: [0, 0, 0], 2: [0, 1, 0]}.get(unit.shape[-1], [0, 1, 2])

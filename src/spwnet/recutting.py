@@ -13,7 +13,7 @@ from spwnet.classes import areas
 from spwnet.codebook import coarser, is_tree
 from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
-from spwnet.runs import class_table
+from spwnet.results import class_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +24,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from spwnet.classes import merge_classes, palette
+from spwnet.classes import merge_classes
 from spwnet.codebook import Codebook, coarser
 from spwnet.config import Settings, parse_settings
 from spwnet.descriptors import Kind, kinds
-from spwnet.errors import OutputError, RunError, SettingsError
+from spwnet.devices import memory_format, pick_device
+from spwnet.errors import RunError, SettingsError
 from spwnet.model import WNet
-from spwnet.outputs import (
-    append_line,
-    atomic_write,
-    overlay,
-    prepare_folder,
-    provenance,
-    read_lines,
-    write_json,
-    write_labels,
-    write_picture,
-)
+from spwnet.outputs import append_line, atomic_write, prepare_folder, read_lines, write_json
 from spwnet.preparation import Normalisation
 
 if TYPE_CHECKING:
@@ -354,183 +345,15 @@ def _load_weights(network: WNet, tensors: dict[str, torch.Tensor], path: Path) -
     network.load_state_dict(tensors)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Labels of one image.
-
-    Attributes
-    ----------
-    name : str
-    labels : (H, W) int32 array
-        Class of each pixel, in the size of the input.
-    uncertainty : (H, W) float32 array in 0…1, or None if not asked for
-        How uncertain each pixel is: 0 is sure.
-    picture : (h, w, 3) uint8 array or None
-        Every `stride`-th pixel of the input, to draw the classes over.
-    stride : int
-    sha256 : str
-        Fingerprint of the input.
-    """
-
-    name: str
-    labels: NDArray[np.int32]
-    uncertainty: NDArray[np.float32] | None
-    picture: NDArray[np.uint8] | None
-    stride: int
-    sha256: str
-
-
-class Results:
-    """The folder of a segmentation: writes labels and overlays as they come, and knows what is written already.
-
-    ::
-
-        FOLDER/
-          segmentation.json     settings, versions, seed, classes with areas and colours, their tree, images
-          labels/NAME.png       class ids, in the size of the input
-          uncertainty/NAME.png  how uncertain each pixel is, 0 to 255, if asked for
-          overlays/NAME.jpg     the classes drawn over the input, which is thinned if it is large
-          images.jsonl          the images written so far, while work goes on
-
-    Parameters
-    ----------
-    folder : path
-    model : TrainedModel
-    cleaning : LabelSettings
-    n_classes : int
-        Class ids are below it.
-    suffix : str
-        Of the label images.
-    overlays, uncertainty : bool
-        Write these, too.
-    overwrite, resume : bool
-        What to do with a folder that is not empty.
+def load(run: str | Path, *, device: str = "auto") -> TrainedModel:
+    """Read a trained model from a run directory.
 
     Raises
     ------
-    OutputError
-        If the folder cannot be written, holds something, or holds another segmentation to go on from.
+    RunError
+        If it is not a finished run, is damaged, or is of a newer format.
     """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        model: TrainedModel,
-        cleaning: LabelSettings,
-        *,
-        n_classes: int,
-        suffix: str,
-        overlays: bool,
-        uncertainty: bool,
-        overwrite: bool,
-        resume: bool,
-    ) -> None:
-        self.folder, self.suffix, self.model = Path(folder), suffix, model
-        self.n_classes = n_classes
-        self.colours = palette(self.n_classes)
-        self.summary, self.journal = self.folder / "segmentation.json", self.folder / "images.jsonl"
-        self.head: dict[str, Any] = {
-            "complete": False,
-            "model": model.fingerprint,
-            "suffix": suffix,
-            "overlays": overlays,
-            "uncertainty": uncertainty,
-            "labels": json.loads(cleaning.model_dump_json()),
-        }
-        self.tree = None
-        if cleaning.mode == "codebook" and model.codebook is not None:
-            parents, heights = model.codebook.parents[:n_classes], model.codebook.heights[:n_classes]
-            self.tree = {"parents": parents.tolist(), "heights": heights.tolist()}
-        prepare_folder(self.folder, overwrite=overwrite, resume=resume)
-        self.done: dict[str, dict[str, Any]] = {}
-        if resume and self.summary.exists():
-            self._check_same_work(self._read_summary())
-            self.done = {name: entry for name, entry in self._written().items() if self._label_file(name).exists()}
-        elif overwrite:
-            self._remove_earlier()
-        write_json(self.summary, {**self.head, "images": self.done})
-        prepare_folder(self.folder / "labels", resume=True)
-        for name in ("overlays", "uncertainty"):
-            if self.head[name]:
-                prepare_folder(self.folder / name, resume=True)
-
-    def _label_file(self, name: str) -> Path:
-        return self.folder / "labels" / f"{name}{self.suffix}"
-
-    def _read_summary(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.summary.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise OutputError(
-                f"expected a readable {self.summary} to go on from, but: {error}; use `--overwrite`"
-            ) from error
-
-    def _written(self) -> dict[str, dict[str, Any]]:
-        """Images written so far, {name: {"sha256": of the image, "areas": {class: pixels}}}."""
-        entries = dict(self._read_summary().get("images", {}))
-        entries |= {entry.pop("name"): entry for entry in read_lines(self.journal)}
-        return entries
-
-    def _remove_earlier(self) -> None:
-        """Remove what an earlier segmentation wrote: its classes mean something else."""
-        if self.summary.exists():
-            for name in self._written():
-                (self.folder / "overlays" / f"{name}.jpg").unlink(missing_ok=True)
-                (self.folder / "uncertainty" / f"{name}.png").unlink(missing_ok=True)
-                for suffix in (".png", ".tif", ".tiff"):
-                    (self.folder / "labels" / f"{name}{suffix}").unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
-
-    def _check_same_work(self, before: dict[str, Any]) -> None:
-        for key, value in self.head.items():
-            if key != "complete" and before.get(key) != value:
-                raise OutputError(
-                    f"expected the segmentation in {self.folder} to be of the same model and settings, but its "
-                    f"'{key}' differs; write to another folder, or use `--overwrite`"
-                )
-
-    def write(self, prediction: Prediction, areas: dict[int, int]) -> None:
-        """Write one image: labels, uncertainty, overlay, and what the summary says of it."""
-        name, labels, stride = prediction.name, prediction.labels, prediction.stride
-        write_labels(self._label_file(name), labels, self.n_classes)
-        if prediction.uncertainty is not None:
-            doubt = np.rint(prediction.uncertainty * 255).astype(np.uint8)
-            write_picture(self.folder / "uncertainty" / f"{name}.png", doubt)
-        if prediction.picture is not None:
-            drawn = overlay(prediction.picture, labels[::stride, ::stride], self.colours)
-            write_picture(self.folder / "overlays" / f"{name}.jpg", drawn)
-        entry = {"sha256": prediction.sha256, "areas": areas}
-        # Last, so that an image in the journal is an image whose files are complete.
-        append_line(self.journal, {"name": name, **entry})
-        self.done[name] = entry
-
-    def finish(self) -> None:
-        """Write the summary of all images."""
-        write_json(
-            self.summary,
-            {
-                **self.head,
-                "complete": True,
-                **provenance(),
-                "seed": self.model.settings.seed,
-                "settings": self.model.settings.model_dump(mode="json"),
-                "tree": self.tree,
-                "classes": class_table(self.done, self.n_classes),
-                "images": self.done,
-            },
-        )
-        self.journal.unlink(missing_ok=True)
-
-
-def class_table(images: dict[str, dict[str, Any]], n_classes: int) -> dict[str, dict[str, Any]]:
-    """Return pixels, share and colour of each class that occurs, from the areas of the images."""
-    total: dict[int, int] = {}
-    for entry in images.values():
-        for k, n in entry["areas"].items():
-            total[int(k)] = total.get(int(k), 0) + n
-    pixels = sum(total.values())
-    colours = palette(n_classes)
-    return {
-        str(k): {"pixels": total[k], "share": total[k] / pixels, "colour": "#" + bytes(colours[k]).hex()}
-        for k in sorted(total)
-    }
+    model, target = Run(run).load(), pick_device(device)
+    if model.network is not None:
+        model.network.to(target, memory_format=memory_format(2))  # type: ignore[call-overload]
+    return replace(model, device=target)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import signal
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +24,7 @@ from spwnet.model import SHARPNESS
 from spwnet.patches import check_schedule, make_schedule, patch_region, sample_patches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from spwnet.model import WNet
     from spwnet.preparation import Prepared
     from spwnet.runs import Run
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 PREVIEW_SECONDS = 5.0
@@ -99,6 +105,27 @@ class Progress:
     total: int
     seconds_left: float
     values: dict[str, float]
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+
+    def on_interrupt(*_: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        logger.warning("stopping as soon as this step is done; press again to stop at once")
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def check_images(prepared: Sequence[Prepared], settings: Settings) -> None:

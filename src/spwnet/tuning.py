@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spwnet import outputs
-from spwnet.api import load, train
+from spwnet.api import train
 from spwnet.config import Settings, flat, merged, nested, parse_settings
 from spwnet.errors import SettingsError
 from spwnet.images import open_images
-from spwnet.runs import Run
+from spwnet.runs import Run, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -203,10 +203,8 @@ class VideoSource:
 
     def _seek(self, packet: int, back: int) -> None:
         """Go to the keyframe of a packet or one before it; from the start if the container cannot."""
-        for further in range(back, back + 3):
-            if self._decoder is not None and self._decoder.seek(self._index.keyframe(packet, further)):
-                return
-        self._decoder = _Decoder(self.path, self._index)
+        if self._decoder is None or not self._decoder.seek(self._index.keyframe(packet, back)):
+            self._decoder = _Decoder(self.path, self._index)
 
     def _run(self, place: int) -> bool:
         """Decode until a frame comes out that is shown at this place, or a later one, and tell which."""
@@ -258,8 +256,8 @@ class _Index:
 
     Attributes
     ----------
-    pts, position : (P,) int64 arrays
-        Of each packet: when its frame is shown, and bytes from the start of the file.
+    pts, targets, position : (P,) int64 arrays
+        Of each packet: when its frame is shown, the time to seek, and bytes from the start of the file.
     damaged : (P,) bool array
         Whether its frame is known to be damaged or missing; more are found while reading.
     order, numbers : (P,) int64 arrays
@@ -305,6 +303,8 @@ class _Index:
         step = max(1, round(1 / (rate * self.time_base))) if rate else 1
         self.pts[unknown] = np.where(decoded == _NO_TIME, step * np.arange(count), decoded + lag)[unknown]
         self.position = np.array(position)
+        # AVI is searched by the time of decoding; that of other containers is found from the one of showing.
+        self.targets = np.where(is_avi & (decoded != _NO_TIME), decoded, self.pts)
         self.damaged = kinds & _DAMAGED > 0
         self.keyframes = np.flatnonzero(kinds & _KEY)
         hidden = kinds & _HIDDEN > 0
@@ -328,7 +328,6 @@ class _Index:
         """Number the frames, given the packets in the order in which they are shown."""
         self.order = np.empty(len(packets), np.int64)
         self.order[packets] = np.arange(len(packets))
-        self._key_places = np.maximum.accumulate(self.order[self.keyframes])
         self.packets = packets[~hidden[packets]]
         self.numbers = np.full(len(packets), -1)
         self.numbers[self.packets] = steps = np.arange(len(self.packets))
@@ -349,9 +348,11 @@ class _Index:
         return np.argsort(place, kind="stable")
 
     def keyframe(self, packet: int, back: int = 0) -> int:
-        """Return the packet of the last keyframe shown no later than a frame, or of one before it; 0 if none is."""
-        found = int(np.searchsorted(self._key_places, self.order[packet], side="right")) - 1 - back
-        return int(self.keyframes[found]) if found >= 0 else 0
+        """Return the last keyframe before a packet that is shown no later, or one before that; 0 if there is none."""
+        found = int(np.searchsorted(self.keyframes, packet, side="right")) - 1
+        while found >= 0 and self.order[self.keyframes[found]] > self.order[packet]:
+            found -= 1
+        return int(self.keyframes[found - back]) if found >= back else 0
 
     def next_keyframe(self, packet: int) -> int:
         """Return the first keyframe from a packet on; a number beyond all packets if there is none."""
@@ -418,7 +419,7 @@ class _Decoder:
         import av
 
         try:
-            self._container.seek(int(self._index.pts[keyframe]), stream=self._stream)
+            self._container.seek(int(self._index.targets[keyframe]), stream=self._stream)
             packets = self._container.demux(self._stream)
             first = next((packet for packet in packets if packet.size), None)
         except av.FFmpegError:
@@ -440,9 +441,13 @@ class _Decoder:
         if packet is None:
             self._ended = True
         else:
+            if index.position[number] != (-1 if packet.pos is None else packet.pos):
+                number = index.find(packet)
+                if number < 0:
+                    return
             # Decoders hand the time of a packet on to its frame; its number there tells them apart without fail.
             packet.pts = number
-            self.fed += 1
+            self.fed = number + 1
             if index.checked and not _is_intact(bytes(packet)):
                 index.damaged[number] = True
         try:

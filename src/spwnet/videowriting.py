@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,28 @@ _OVERLAY = {"preset": "ultrafast", "crf": "20", "bf": "0", "flags": "+bitexact"}
     "color_range": "tv",
 }
 _FIRST = "first_pts"
+
+
+@dataclass(frozen=True)
+class Track:
+    """When the frames of a video are shown, and how large they are.
+
+    Attributes
+    ----------
+    size : (int, int)
+        Height and width in pixels.
+    time_base : Fraction
+        Seconds in one unit of the timestamps.
+    rate : Fraction
+        Frames a second, about.
+    timestamps : tuple of int
+        One for each frame, in units of `time_base`, growing.
+    """
+
+    size: tuple[int, int]
+    time_base: Fraction
+    rate: Fraction
+    timestamps: tuple[int, ...]
 
 
 class VideoParts:
@@ -190,7 +213,7 @@ class VideoParts:
         in_order = [part for _, part in sorted(parts.items())]
         n_frames = join(in_order, self.path, time_base=self.time_base, rate=self.rate)
         if complete:
-            self._remove_parts()
+            self.remove_parts()
         return n_frames
 
     def remove_earlier(self) -> None:
@@ -204,7 +227,7 @@ class VideoParts:
         with readable_errors(self.path):
             self.path.unlink(missing_ok=True)
             _temporary(self.path).unlink(missing_ok=True)
-        self._remove_parts()
+        self.remove_parts()
 
     def _check(self, index: int, pts: int, array: NDArray[Any]) -> None:
         """Refuse what has no place in this video."""
@@ -232,7 +255,14 @@ class VideoParts:
     def _names(self) -> list[str]:
         return [path.name for path in self._folder.iterdir()] if self._folder.exists() else []
 
-    def _remove_parts(self) -> None:
+    def remove_parts(self) -> None:
+        """Remove the parts alone, and their folder if nothing else is in it.
+
+        Raises
+        ------
+        OutputError
+            If one cannot be removed.
+        """
         with readable_errors(self._folder):
             for name in self._names():
                 # One that was killed while writing leaves a temporary file.
@@ -241,6 +271,23 @@ class VideoParts:
             if self._folder.exists() and not self._names():
                 self._folder.rmdir()
         self.finished = set()
+
+
+def check_installed() -> None:
+    """Check that videos can be written, before anything long starts.
+
+    Raises
+    ------
+    OutputError
+        If PyAV is not there.
+    """
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise OutputError(
+            f"expected PyAV, which writes videos, but: {error}; install it by `pip install 'spwnet[video]'`, or write "
+            "label images (.png or .tif)"
+        ) from error
 
 
 def join(parts: Iterable[Path | bytes], target: str | Path, *, time_base: Fraction, rate: Fraction) -> int:
