@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import hypothesis
 import numpy as np
 import pytest
@@ -25,6 +27,16 @@ TINY = {
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """What the command line sets up to log by ends with the test."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = [handler for handler in root.handlers if handler in handlers]
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ ENOUGH = 0.97
 """Share of what the finest classes explain of the variance that the suggested number has to."""
 TINY = 1e-12
 LEAST_LIKENESS = 1e-30
+PAIRS = 4096
+"""Pairs of neighbours that are compared at a time."""
 NEAR = 0.5
 """Squared distance at which a neighbour's weight falls to 1/e, over the mean of it between neighbours."""
 
@@ -419,10 +421,16 @@ def _likeness(points: Floats, edges: NDArray[np.int64] | None, near: float) -> c
     source, target = edges
     # Each pair once, in one direction; the other is the transpose.
     once = source < target
-    pairs = (source[once], target[once])
+    pairs = np.stack([source[once], target[once]])
+    squares = np.empty(pairs.shape[1], np.float32)
+    # A few at a time: the differences of all would pass through memory instead of the cache.
+    for start in range(0, len(squares), PAIRS):
+        one, other = pairs[:, start : start + PAIRS]
+        difference = points[one] - points[other]
+        squares[start : start + PAIRS] = np.einsum("ij,ij->i", difference, difference)
     # Never quite 0, or the pair would drop out of the sum and the ties would lose their order.
-    values = np.exp(-np.square(points[pairs[0]] - points[pairs[1]]).sum(1) / near).astype(np.float32)
-    half = csr_array((np.maximum(values, LEAST_LIKENESS), pairs), shape=(len(points), len(points)))
+    values = np.maximum(np.exp(squares / np.float32(-near)), np.float32(LEAST_LIKENESS))
+    half = csr_array((values, (pairs[0], pairs[1])), shape=(len(points), len(points)))
     return half + half.T
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from spwnet.config import ModelSettings
     from spwnet.preparation import Prepared
 
-AVERAGE = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 WIDE = 32.0
@@ -100,13 +99,29 @@ def network_input(prepared: Prepared, device: torch.device | str, settings: Mode
     pixels = averaged(to_tensor(prepared.network, device), settings.reduction)
     if settings.evidence:
         image = to_tensor(prepared.colour, device)[0].contiguous()
-        pixels = torch.cat([pixels, handmade(image, settings.reduction)[None]], dim=1)
+        # Of one memory format: mixed ones are joined several times slower.
+        pixels = torch.cat([pixels.contiguous(), handmade(image, settings.reduction)[None]], dim=1)
     return pixels.contiguous(memory_format=memory_format(pixels.ndim - 2))
 
 
 def averaged(images: Tensor, reduction: int) -> Tensor:
     """Average (B, C, *spatial) over cells of `reduction` pixels a side, fewer at the far borders."""
-    return images if reduction == 1 else AVERAGE[images.ndim - 2](images, reduction, ceil_mode=True)
+    if reduction == 1:
+        return images
+    # Sums of strided views, whole rows first: twice as fast as pooling on a CPU.
+    for axis in range(2, images.ndim):
+        size = images.shape[axis]
+        slices = [slice(None)] * axis
+        sums = images[(*slices, slice(0, None, reduction))].clone()
+        for offset in range(1, min(reduction, size)):
+            more = images[(*slices, slice(offset, None, reduction))]
+            sums.narrow(axis, 0, more.shape[axis]).add_(more)
+        cells = sums.shape[axis]
+        sums.narrow(axis, 0, size // reduction).div_(reduction)
+        if size % reduction:
+            sums.narrow(axis, cells - 1, 1).div_(size % reduction)
+        images = sums
+    return images
 
 
 def interpolated(maps: Tensor, reduction: int, shape: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,13 @@ from spwnet.superpixels import half_neighbourhood, shifted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from scipy.sparse import csr_array
 
     from spwnet.superpixels import Superpixels
+
+
+FEW_MAPS = 8
+"""So many maps of whole pixels are added up one by one faster than by a sparse matrix."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class RegionGraph:
         Pixels in each superpixel.
     edges : (2, E) int64 tensor
         Adjacent superpixels (i, j), each pair in both directions, sorted by i then j.
-    distances : (E,) float32 tensor
-        d_ij, the Euclidean distance of the mean colours of i and j.
+    means : (N, C) float32 tensor
+        Mean colour of each superpixel.
     contacts : (E,) float32 tensor
         Pairs of adjacent pixels, one in i and one in j: the length of the boundary between them.
     """
@@ -41,13 +47,18 @@ class RegionGraph:
     labels: Tensor
     sizes: Tensor
     edges: Tensor
-    distances: Tensor
+    means: Tensor
     contacts: Tensor
 
     @property
     def count(self) -> int:
         """Number of superpixels N."""
         return self.sizes.shape[0]
+
+    @cached_property
+    def distances(self) -> Tensor:
+        """d_ij of each edge, the Euclidean distance of the mean colours of i and j, (E,) float32."""
+        return (self.means[self.edges[0]] - self.means[self.edges[1]]).square().sum(1).sqrt()
 
     def part(self, pixels: Tensor) -> tuple[RegionGraph, Tensor]:
         """Return the graph of a part of the image: the superpixels in it and the edges between them.
@@ -74,7 +85,7 @@ class RegionGraph:
             labels=labels,
             sizes=counts.to(self.sizes.dtype),
             edges=edges[:, inside],
-            distances=self.distances[inside],
+            means=self.means[nodes],
             contacts=self.contacts[inside],
         )
         return part, nodes
@@ -111,8 +122,13 @@ class RegionGraph:
         """
         from scipy.sparse import csr_array
 
-        rows = maps.flatten(1).T.contiguous().cpu().numpy()
         owners = self.labels.cpu().numpy()
+        if reduction == 1 and len(maps) <= FEW_MAPS:
+            sums = [np.bincount(owners, one, self.count) for one in maps.flatten(1).cpu().numpy()]
+            means: NDArray[np.float32] = (np.stack(sums, 1) / self.sizes.cpu().numpy()[:, None]).astype(np.float32)
+            return means
+        # The axis of the maps to the end before the others are joined: both at once would turn memory over twice.
+        rows = maps.movedim(0, -1).reshape(-1, len(maps)).contiguous().cpu().numpy()
         cells = np.zeros((), np.int32)
         for size in self.shape:
             cells = cells[..., None] * -(-size // reduction) + (np.arange(size, dtype=np.int32) // reduction)
@@ -174,26 +190,22 @@ def build_graph(superpixels: Superpixels, unit: NDArray[Any], device: torch.devi
     -------
     RegionGraph
     """
-    from scipy.sparse import csr_array
-
     count = superpixels.count
     flat = superpixels.labels.reshape(-1)
     sizes = np.bincount(flat, minlength=count)
     channels = np.asarray(unit).reshape(flat.size, -1)
     means = np.stack([np.bincount(flat, weights=c, minlength=count) / sizes for c in channels.T], axis=1)
 
-    first, second, contacts = adjacent_pairs(superpixels.labels, count)
-    half = csr_array((contacts, (first, second)), shape=(count, count))
+    half = _adjacency(superpixels.labels, count)
     both = half + half.T
     edges = np.stack([np.repeat(np.arange(count), np.diff(both.indptr)), both.indices.astype(np.int64)])
     contacts = both.data
-    distances = np.sqrt(np.square(means[edges[0]] - means[edges[1]]).sum(1))
     return RegionGraph(
         shape=superpixels.labels.shape,
         labels=torch.from_numpy(flat.astype(np.int64)).to(device),
         sizes=torch.from_numpy(sizes.astype(np.float32)).to(device),
         edges=torch.from_numpy(edges).to(device),
-        distances=torch.from_numpy(distances.astype(np.float32)).to(device),
+        means=torch.from_numpy(means.astype(np.float32)).to(device),
         contacts=torch.from_numpy(contacts.astype(np.float32)).to(device),
     )
 
@@ -202,12 +214,24 @@ def adjacent_pairs(
     labels: NDArray[np.int32], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Pairs (i, j), i < j, of labels 0 … `count` − 1 that touch, in ascending order, and the pixel pairs of each."""
-    codes = []
+    pairs = _adjacency(labels, count)
+    first = np.repeat(np.arange(count), np.diff(pairs.indptr))
+    return first, pairs.indices.astype(np.int64), pairs.data
+
+
+def _adjacency(labels: NDArray[np.int32], count: int) -> csr_array:
+    """Pixel pairs between each i and j > i that touch, (N, N): adding up in a sparse matrix is faster than sorting."""
+    from scipy.sparse import csr_array
+
+    lower, upper = [], []
     for offset in half_neighbourhood(labels.ndim):
         here, there = shifted(labels.shape, offset)
         a, b = labels[here], labels[there]
         apart = a != b
-        a, b = a[apart].astype(np.int64), b[apart].astype(np.int64)
-        codes.append(np.minimum(a, b) * count + np.maximum(a, b))
-    unique, contacts = np.unique(np.concatenate(codes), return_counts=True)
-    return unique // count, unique % count, contacts
+        a, b = a[apart], b[apart]
+        lower.append(np.minimum(a, b))
+        upper.append(np.maximum(a, b))
+    places = (np.concatenate(lower), np.concatenate(upper))
+    pairs = csr_array((np.ones(len(places[0]), np.int64), places), shape=(count, count))
+    pairs.sum_duplicates()
+    return pairs

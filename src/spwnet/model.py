@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spwnet.devices import memory_format
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -175,7 +177,9 @@ class WNet(nn.Module):
     def classify(self, x: Tensor) -> Tensor:
         """Return the probability of each class at each pixel, (B, K, *spatial), as sure as `SHARPNESS` makes it."""
         features = self.norm(self.encoder(self._taken_in(x)))
-        return self._given_out(functional.softmax(SHARPNESS * features.float(), dim=1), x)
+        # Over the last axis in memory: several times faster than across it.
+        last = (SHARPNESS * features.float()).movedim(1, -1).softmax(-1)
+        return self._given_out(last.movedim(-1, 1), x)
 
     @torch.no_grad()
     def scale_evidence(self, images: Sequence[Tensor]) -> None:
@@ -191,14 +195,20 @@ class WNet(nn.Module):
 
     def _taken_in(self, x: Tensor) -> Tensor:
         """Scale the evidence, and repeat the last row and column until all sides divide."""
+        sizes = x.shape[2:]
+        whole = [-(-size // self.multiple) * self.multiple for size in sizes]
+        if self.evidence_mean is None and list(sizes) == whole:
+            return x
+        # Everything in one place in memory: it is far larger than what comes after it.
+        y = torch.empty((*x.shape[:2], *whole), dtype=x.dtype, device=x.device, memory_format=memory_format(len(sizes)))
+        inside = y[(slice(None), slice(None), *(slice(size) for size in sizes))].copy_(x)
         if self.evidence_mean is not None and self.evidence_std is not None:
-            image, evidence = x[:, : self.channels], x[:, self.channels :]
-            scaled = (evidence - self.evidence_mean) / self.evidence_std
-            x = torch.cat([image, scaled.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)], dim=1)
-        missing = [-size % self.multiple for size in reversed(x.shape[2:])]
-        if any(missing):
-            x = functional.pad(x, [side for size in missing for side in (0, size)], mode="replicate")
-        return x
+            evidence = inside[:, self.channels :]
+            evidence.sub_(self.evidence_mean).div_(self.evidence_std).clamp_(-MOST_DEVIATIONS, MOST_DEVIATIONS)
+        for axis, (size, full) in enumerate(zip(sizes, whole, strict=True), start=2):
+            if full > size:
+                y.narrow(axis, size, full - size).copy_(y.narrow(axis, size - 1, 1))
+        return y
 
     def _given_out(self, y: Tensor, like: Tensor) -> Tensor:
         """Crop to the size that came in, in float32."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from spwnet.classes import clean
 from spwnet.codebook import Descriptors
@@ -250,9 +251,19 @@ def predict_all(
         digest = fingerprint(image) if sha256 else None
 
         def finish(classes: NDArray[np.int32], doubt: NDArray[np.float32], now: Before | None = None) -> Prediction:
-            cleaned = restore(clean(classes, labels), prepared.frame)
+            cleaned = clean(classes, labels)
+            pixels = np.bincount(cleaned.ravel(), prepared.frame.counts().ravel())
             wide = restore(doubt, prepared.frame) if uncertainty else None
-            return Prediction(prepared.name, cleaned, wide, picture, stride, digest, now)
+            return Prediction(
+                name=prepared.name,
+                labels=restore(cleaned, prepared.frame),
+                uncertainty=wide,
+                areas={k: int(n) for k, n in enumerate(pixels) if n},
+                picture=picture,
+                stride=stride,
+                sha256=digest,
+                now=now,
+            )
 
         if not steadily:
             done = finish(*predict(model, prepared, graph, labels))
@@ -273,6 +284,8 @@ def predict_all(
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
     waiting: deque[Future[Callable[[Before | None], Prediction] | InputError]] = deque()
     before = carry or None
+    # The threads of NumPy's matrix products would wait for each other by spinning.
+    limits = threadpool_limits(1, user_api="blas")
     try:
         for index in [*indices, *[None] * workers]:
             if index is not None:
@@ -287,4 +300,5 @@ def predict_all(
                 yield prediction
     finally:
         pool.shutdown(cancel_futures=True)
+        limits.restore_original_limits()
         torch.set_num_threads(threads)

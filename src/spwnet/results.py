@@ -51,6 +51,8 @@ class Prediction:
         Class of each pixel, in the size of the input.
     uncertainty : (H, W) float32 array in 0…1, or None if not asked for
         How uncertain each pixel is: 0 is sure.
+    areas : dict of {int: int}
+        Pixels of each class that occurs.
     picture : (h, w, 3) uint8 array or None
         Every `stride`-th pixel of the input, to draw the classes over.
     stride : int
@@ -63,6 +65,7 @@ class Prediction:
     name: str
     labels: NDArray[np.int32]
     uncertainty: NDArray[np.float32] | None
+    areas: dict[int, int]
     picture: NDArray[np.uint8] | None
     stride: int
     sha256: str | None
@@ -265,7 +268,7 @@ class Results:
                     f"'{key}' differs; write to another folder, or use `--overwrite`"
                 )
 
-    def write(self, position: int, outcome: Prediction | InputError, areas: dict[int, int]) -> None:
+    def write(self, position: int, outcome: Prediction | InputError) -> None:
         """Write one image: labels, uncertainty, overlay, and what the summary says of it; or that it cannot be read."""
         name = self.names[position]
         if isinstance(outcome, InputError):
@@ -273,7 +276,7 @@ class Results:
         else:
             self._now = outcome.now
             self.unreadable.pop(name, None)
-            entry: dict[str, Any] = {"areas": areas}
+            entry: dict[str, Any] = {"areas": outcome.areas}
             if outcome.sha256 is not None:
                 entry = {"sha256": outcome.sha256, **entry}
             if self.track is None:

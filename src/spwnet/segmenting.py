@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from spwnet import outputs
-from spwnet.classes import areas
 from spwnet.errors import InputError, SettingsError, Stopped
 from spwnet.gathering import label_source_of
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
@@ -215,9 +214,9 @@ def segment(
                 if len(unreadable) <= MOST_NAMED:
                     logger.error("%s is left out: %s", name, outcome)
             else:
-                counts[name] = {k: n for k, n in enumerate(areas(outcome.labels, n_classes)) if n}
+                counts[name] = outcome.areas
             if writer is not None:
-                writer.write(position, outcome, counts.get(name, {}))
+                writer.write(position, outcome)
             elif not isinstance(outcome, InputError):
                 found.append(outcome.labels)
                 doubts += [] if outcome.uncertainty is None else [outcome.uncertainty]
