@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
+from skimage.color import rgb2lab
 
 from spwnet.config import ImageSettings
 from spwnet.errors import InputError, RunError
 from spwnet.images import Image
-from spwnet.preparation import Frame, Normalisation, measure, prepare, restore, to_display, to_unit
+from spwnet.preparation import Frame, Normalisation, measure, perceptual, prepare, restore, to_display, to_unit
 
 RNG = np.random.default_rng(0)
 PLAIN = ImageSettings(scale=1)
@@ -351,3 +352,11 @@ def test_display(values, shown):
 
 def test_display_clips():
     assert to_display(np.array([[[-1.0, 2.0, 0.5]]])).tolist() == [[[0, 255, 128]]]
+
+
+def test_perceptual_colours_equal_scikit_image():
+    levels = np.linspace(0, 1, 18, dtype=np.float32)
+    unit = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(18, -1, 3)
+    np.testing.assert_allclose(perceptual(unit, rgb=True), rgb2lab(unit), atol=1e-3)
+    assert perceptual(unit, rgb=True).dtype == np.float32
+    np.testing.assert_allclose(perceptual(unit, rgb=False), 100 * unit, rtol=1e-6)

@@ -252,3 +252,16 @@ def test_another_video_does_not_continue_the_first(model, video, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "labels.mp4", "overlay.mp4", "segmentation.json"
     ]  # fmt: skip
+
+
+def test_overlays_of_large_videos_are_thinned_unless_asked_for_in_full(model, video, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenting, "MOST_PICTURE_PIXELS", 41 * 53 // 4)
+    spwnet.segment(model, video, tmp_path / "thin", frames=[0, 4])
+    thin, times = read(tmp_path / "thin" / "overlay.mp4", "rgb24")
+    assert times == [0, TIMES[4] * BASE]
+    assert thin[0].shape == (14, 18, 3)
+    spwnet.segment(model, video, tmp_path / "full", frames=[0, 4], overlays="full")
+    assert read(tmp_path / "full" / "overlay.mp4", "rgb24")[0][0].shape == (42, 54, 3)
+    assert read(tmp_path / "thin" / "labels.mp4")[0][1].shape == (41, 53)
+    with pytest.raises(OutputError, match="its 'overlays' differs"):
+        spwnet.segment(model, video, tmp_path / "full", frames=[0, 4], resume=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -249,7 +249,7 @@ def run(
     superpixels: Any = None,
     suffix: str | None = None,
     rate: float = 25.0,
-    overlays: bool = True,
+    overlays: bool | Literal["full"] = True,
     uncertainty: bool = False,
     device: str = "auto",
     overwrite: bool = False,

@@ -92,6 +92,9 @@ LabelClasses = Annotated[
 ]
 Uncertainty = Annotated[bool, Parameter(help="Write how uncertain each pixel is, too.", negative="", group=RUNNING)]
 Overlays = Annotated[bool, Parameter(help="Write pictures with the classes drawn over the images.", group=RUNNING)]
+FullOverlays = Annotated[
+    bool, Parameter(help="Overlays in the size of the input, however large.", negative="", group=RUNNING)
+]
 
 
 @app.command
@@ -149,6 +152,7 @@ def segment(
     suffix: Format = None,
     rate: Rate = 25.0,
     overlays: Overlays = True,
+    full_overlays: FullOverlays = False,
     uncertainty: Uncertainty = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -167,8 +171,8 @@ def segment(
     with _bar() as on_progress:
         result = segment_images(
             model, _inputs(images), out, frames=_frames(frames), superpixels=superpixels, labels=labels,
-            suffix=_suffix(suffix), rate=rate, overlays=overlays, uncertainty=uncertainty, device=device,
-            overwrite=overwrite, resume=resume, on_progress=on_progress,
+            suffix=_suffix(suffix), rate=rate, overlays="full" if full_overlays else overlays,
+            uncertainty=uncertainty, device=device, overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
     written = ("labels.mp4", "overlay.mp4") if (out / "labels.mp4").exists() else ("labels", "overlays")
     places = ", ".join(str(out / name) for name in written[: 1 + overlays])
@@ -195,6 +199,7 @@ def run_both(
     suffix: Format = None,
     rate: Rate = 25.0,
     overlays: Overlays = True,
+    full_overlays: FullOverlays = False,
     uncertainty: Uncertainty = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -207,7 +212,8 @@ def run_both(
     with _bar() as on_progress:
         model, result = api.run(
             _inputs(images), out, settings=settings, frames=_frames(frames), suffix=_suffix(suffix), rate=rate,
-            overlays=overlays, uncertainty=uncertainty, device=device, overwrite=overwrite, resume=resume,
+            overlays="full" if full_overlays else overlays, uncertainty=uncertainty, device=device,
+            overwrite=overwrite, resume=resume,
             on_progress=on_progress,
         )  # fmt: skip
     _say(

@@ -100,7 +100,7 @@ def network_input(prepared: Prepared, device: torch.device | str, settings: Mode
     if settings.evidence:
         image = to_tensor(prepared.colour, device)[0].contiguous()
         # Of one memory format: mixed ones are joined several times slower.
-        pixels = torch.cat([pixels.contiguous(), handmade(image, settings.reduction)[None]], dim=1)
+        pixels = torch.cat([pixels[0].contiguous(), *_maps(image, settings.reduction)])[None]
     return pixels.contiguous(memory_format=memory_format(pixels.ndim - 2))
 
 
@@ -157,6 +157,11 @@ def handmade(perceptual: Tensor, reduction: int = 1) -> Tensor:
     ----------
     .. [1] J. Bigün, G. H. Granlund, Optimal orientation detection of linear symmetry, ICCV 1987.
     """
+    return torch.cat(_maps(perceptual, reduction))
+
+
+def _maps(perceptual: Tensor, reduction: int) -> list[Tensor]:
+    """Maps of `handmade`, in order."""
 
     def blur(maps: Tensor, sigma: float) -> Tensor:
         # Averaging over cells has blurred by their own width already.
@@ -187,7 +192,7 @@ def handmade(perceptual: Tensor, reduction: int = 1) -> Tensor:
         **{f"energy {a}": energy(power, max(4 * a, 3)) for a, power in powers.items()},
         **{f"orientation {s}": _orientation(blur(slopes, s)) for s in (4, 8)},
     }
-    return torch.cat([maps[name] for names, _ in GROUPS.values() for name in names])
+    return [maps[name] for names, _ in GROUPS.values() for name in names]
 
 
 def _slope_products(lightness: Tensor) -> Tensor:

@@ -171,6 +171,11 @@ def predict(
     return members[found.cpu().numpy()].reshape(shape).astype(np.int32), second.cpu().numpy().reshape(shape)
 
 
+def thinning(shape: Sequence[int], most_pixels: int) -> int:
+    """Step between the rows, and columns, of a picture of an image (H, W, …) that leaves so many pixels at most."""
+    return math.ceil(math.sqrt(shape[0] * shape[1] / most_pixels))
+
+
 def _nodes(graph: RegionGraph | None, shape: tuple[int, ...]) -> NDArray[np.int32]:
     """Row of the descriptors that each pixel belongs to, (h, w)."""
     if graph is None:
@@ -246,7 +251,7 @@ def predict_all(
         stride, picture = 1, None
         if most_picture_pixels != 0:
             if most_picture_pixels is not None:
-                stride = math.ceil(math.sqrt(image.pixels[..., 0].size / most_picture_pixels))
+                stride = thinning(image.pixels.shape, most_picture_pixels)
             picture = display(image, normalisation, stride)
         digest = fingerprint(image) if sha256 else None
 

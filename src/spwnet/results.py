@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -100,8 +100,12 @@ class Results:
         Class ids are below it.
     suffix : str
         Of the label images; ".mp4" writes videos.
-    overlays, uncertainty : bool
+    overlays : bool or "full"
         Write these, too.
+    uncertainty : bool
+        Write this, too.
+    stride : int
+        Step between the rows, and columns, of the overlays of a video.
     overwrite, resume : bool
         What to do with a folder that is not empty.
     steady : bool
@@ -126,16 +130,18 @@ class Results:
         names: Sequence[str],
         n_classes: int,
         suffix: str,
-        overlays: bool,
+        overlays: bool | Literal["full"],
         uncertainty: bool,
         overwrite: bool,
         resume: bool,
+        stride: int = 1,
         steady: bool = False,
         track: Track | None = None,
         source: str | None = None,
     ) -> None:
         self.folder, self.suffix, self.model = Path(folder), suffix, model
         self.names, self.n_classes, self.track, self.steady = tuple(names), n_classes, track, steady
+        self.stride = stride
         self.colours = palette(self.n_classes)
         self.summary, self.journal = self.folder / "segmentation.json", self.folder / "images.jsonl"
         self.head: dict[str, Any] = {
@@ -206,7 +212,8 @@ class Results:
         paths = {name: self.folder / f"{name}.mp4" for name in VIDEOS}
         videos = {"labels": VideoParts(paths["labels"], kind="labels", n_classes=self.n_classes, **common)}
         if self.head["overlays"]:
-            videos["overlay"] = VideoParts(paths["overlay"], kind="overlay", **common)
+            height, width = (-(-size // self.stride) for size in self.track.size)
+            videos["overlay"] = VideoParts(paths["overlay"], kind="overlay", **{**common, "size": (height, width)})
         if self.head["uncertainty"]:
             videos["uncertainty"] = VideoParts(paths["uncertainty"], kind="labels", n_classes=256, **common)
         return videos
@@ -306,7 +313,9 @@ class Results:
         if prediction.uncertainty is not None:
             self.videos["uncertainty"].write(position, time, _as_bytes(prediction.uncertainty))
         if prediction.picture is not None:
-            self.videos["overlay"].write(position, time, overlay(prediction.picture, prediction.labels, self.colours))
+            step = prediction.stride
+            drawn = overlay(prediction.picture, prediction.labels[::step, ::step], self.colours)
+            self.videos["overlay"].write(position, time, drawn)
 
     def _checkpoint(self, position: int) -> None:
         """Make everything before a position safe from a crash; what is carried comes last."""

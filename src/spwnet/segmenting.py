@@ -8,13 +8,13 @@ import time
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spwnet import outputs
 from spwnet.errors import InputError, SettingsError, Stopped
 from spwnet.gathering import label_source_of
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
-from spwnet.prediction import predict_all
+from spwnet.prediction import predict_all, thinning
 from spwnet.results import Results
 from spwnet.runs import TrainedModel, load
 from spwnet.training import Progress, stoppable
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 VIDEO = ".mp4"
 MOST_PICTURE_PIXELS = 1_000_000
-"""Overlays of larger images are thinned; those of videos keep their size."""
+"""Overlays of larger images are thinned."""
 MOST_NAMED = 10
 """Images that cannot be read, of which more are only counted."""
 
@@ -75,7 +75,7 @@ def segment(
     labels: LabelSettings | None = None,
     suffix: str | None = None,
     rate: float = 25.0,
-    overlays: bool = True,
+    overlays: bool | Literal["full"] = True,
     uncertainty: bool = False,
     device: str = "auto",
     overwrite: bool = False,
@@ -103,8 +103,8 @@ def segment(
         keep the size and the times of the input.
     rate : float
         Frames a second of videos that are made of images.
-    overlays : bool
-        Write the overlays, too.
+    overlays : bool or "full"
+        Write the overlays, too: of more than a million pixels only every second, third … row and column, or "full".
     uncertainty : bool
         Return, or write to ``uncertainty/``, how uncertain each pixel is, too.
     device : str
@@ -176,6 +176,7 @@ def segment(
             uncertainty=uncertainty,
             overwrite=overwrite,
             resume=resume,
+            stride=1 if track is None or overlays == "full" else thinning(track.size, MOST_PICTURE_PIXELS),
             steady=steady,
             track=track,
             source=_file_digest(source.path) if isinstance(source, VideoSource) and track is not None else None,
@@ -201,7 +202,11 @@ def segment(
         [chosen[k] for k in todo],
         cleaning,
         label_source,
-        most_picture_pixels=0 if not overlays or writer is None else MOST_PICTURE_PIXELS if suffix != VIDEO else None,
+        most_picture_pixels=0
+        if not overlays or writer is None
+        else None
+        if overlays == "full"
+        else MOST_PICTURE_PIXELS,
         uncertainty=uncertainty,
         sha256=writer is not None and not (is_video and suffix == VIDEO),
         carry=carry if steady else False,
