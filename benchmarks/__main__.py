@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cheetah, published, regions
+from benchmarks import cheetah, kills, published, regions, speed, video
 
 BENCHMARKS = {
     "regions": regions.main,
+    "stages": speed.stages,
+    "growth": speed.growth,
+    "floor": speed.floor,
     "published": published.main,
+    "step": published.step,
     "cheetah": cheetah.main,
+    "video": video.main,
+    "kills": kills.main,
 }
 
 

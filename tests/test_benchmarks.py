@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
-from benchmarks import baselines, data, ours, quality, quality_report, scores
+from benchmarks import __main__ as names_of
+from benchmarks import baselines, data, kills, ours, published, quality, quality_report, regions, scores, speed, video
+from spwnet.config import make_settings
 from spwnet.errors import OutputError
+from spwnet.videos import VideoSource
 
 
 def scene(position, *, rgb=True, height=36, width=48):
@@ -263,3 +269,165 @@ def test_a_page_without_marks_is_refused(tmp_path):
     with pytest.raises(OutputError, match="marks"):
         quality_report.insert(page, "text")
     assert page.read_text() == "no marks"
+
+
+TINY_STEP = {"model.ch_mul": 4, "superpixels.count": 100, "patches.schedule": [[32, 32, 2]]}
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Every measurement once, and in this process."""
+    monkeypatch.setattr(regions, "REPEATS", 1)
+    monkeypatch.setattr(speed, "in_child", lambda function, *arguments, limit=None: function(*arguments))
+
+
+def tabled(text):
+    """Cells of each line of the tables."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def test_operations_of_convolutions_are_counted():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 8, 3, padding=1, groups=2),
+        torch.nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1),
+    )
+    with speed.counted(network) as operations:
+        network(torch.zeros(2, 4, 10, 12))
+    assert operations == [2 * 2 * 8 * 120 * 2 * 9, 2 * 2 * 8 * 120 * 6 * 9]
+    with speed.counted(network.to("meta")) as unseen:
+        network(torch.zeros(2, 4, 10, 12, device="meta"))
+    assert unseen == operations
+
+
+def test_floor_is_operations_over_rate(here, monkeypatch, capsys):
+    assert "| 4.00 | 2.0 | 2.000 | 3.000 | 1.50 |" in speed.floor_row("work", 4e9, 2e9, 3.0)
+    monkeypatch.setattr(speed, "SQUARE", 64)
+    speed.floor((16, 24), (64, 80))
+    rows = tabled(capsys.readouterr().out)
+    assert [len(row) for row in rows] == [6] * 5
+    assert all(float(row[4]) > 0 for row in rows[2:4])
+    preset = make_settings("published-cheetah")
+    operations = speed.published_operations(preset, (64, 80), 2)
+    assert operations == 2 * speed.published_operations(preset, (64, 80), 1) > 1e9
+
+
+def test_stages_and_their_growth(here, capsys):
+    speed.stages((100, 140))
+    rows = tabled(capsys.readouterr().out)
+    assert len(rows) == 13
+    assert all(float(row[1]) > 0 for row in rows[2:])
+    assert sum(row[-1] != "–" for row in rows[2:-1]) == 5
+    speed.growth(((60, 80), (120, 160)))
+    out = capsys.readouterr().out
+    assert "| stage | 20×26, s | 39×52, s | 20×26, ns a pixel | 39×52, ns a pixel |" in out
+    assert "| peak memory, MiB |" in out
+
+
+def test_a_child_answers_fails_or_takes_too_long():
+    assert speed.in_child(speed.peak_bytes) > 0
+    with pytest.raises(ZeroDivisionError):
+        speed.in_child(divmod, 1, 0)
+    assert speed.in_child(time.sleep, 60, limit=0.1) is None
+
+
+def test_a_step_as_published(here, monkeypatch, capsys, tmp_path):
+    frames = [scene(k, height=150, width=180)[0] for k in range(2)]
+    found = published.measure_step(frames, TINY_STEP, 0)
+    assert 0 < found["convolution_seconds"] < found["seconds"]
+    assert found["superpixel_seconds"] > 0
+    assert found["images"] == 2
+    for name in ("images", "published_labels"):
+        (tmp_path / "cheetah" / name).mkdir(parents=True)
+    for number in data.CHEETAH_TRAINING:
+        Image.fromarray(frames[0]).save(tmp_path / "cheetah" / "images" / f"{number:04d}.png")
+    Image.fromarray(frames[0][..., 0]).save(tmp_path / "cheetah" / "published_labels" / "0010.png")
+    monkeypatch.setenv("SPWNET_DATA", str(tmp_path))
+    asked = []
+
+    def measured(*arguments):
+        asked.append(arguments)
+        return found
+
+    monkeypatch.setattr(published, "measure_step", measured)
+    published.step()
+    assert [len(row) for row in tabled(capsys.readouterr().out)] == [6] * 6
+    assert len(asked[0][0]) == 4
+    monkeypatch.setattr(speed, "in_child", lambda *_, limit: None)
+    published.step()
+    assert "skipped: took longer" in capsys.readouterr().out
+
+
+def test_videos_are_looped_with_even_times(tmp_path):
+    pytest.importorskip("av")
+    video.write_video(tmp_path / "one.mp4", [scene(k)[0] for k in range(5)])
+    video.loop_video(tmp_path / "one.mp4", tmp_path / "more.mp4", 3)
+    times = video.seconds_of(tmp_path / "more.mp4")
+    assert times == [Fraction(1001, 30_000) * k for k in range(15)]
+    assert video.decoded(tmp_path / "more.mp4") == 15
+    assert np.array_equal(VideoSource(tmp_path / "more.mp4")[7].pixels, VideoSource(tmp_path / "one.mp4")[2].pixels)
+
+
+def test_a_video_and_its_loop_are_measured(here, monkeypatch, capsys, tmp_path, tiny):
+    pytest.importorskip("av")
+    for name in ("images", "published_labels"):
+        (tmp_path / "cheetah" / name).mkdir(parents=True)
+    for k in range(3):
+        Image.fromarray(scene(k)[0]).save(tmp_path / "cheetah" / "images" / f"{k + 9:04d}.png")
+    Image.fromarray(scene(0)[1]).save(tmp_path / "cheetah" / "published_labels" / "0010.png")
+    monkeypatch.setattr(data, "CHEETAH_TRAINING", (10,))
+    monkeypatch.setenv("SPWNET_DATA", str(tmp_path))
+    monkeypatch.setenv("SPWNET_SCRATCH", str(tmp_path / "scratch"))
+    video.length(tiny)
+    rows = tabled(capsys.readouterr().out)
+    assert [row[1] for row in rows[2:]] == ["3", "12", "4"]
+    assert [row[4:] for row in rows[2:4]] == [["yes", "3"], ["yes", "12"]]
+    assert (tmp_path / "scratch" / "cheetah_3x4.mp4").exists()
+
+
+def test_flicker_of_steady_labels_is_no_more(root, capsys, tiny):
+    video.steadiness((0,), tiny)
+    out = capsys.readouterr().out
+    (row,) = tabled(out)[2:]
+    assert row[0] == "video/ice"
+    assert float(row[5].rstrip("%")) <= float(row[4].rstrip("%"))
+    assert "skipped: no folder 'video/garden'" in out
+
+
+STUBBORN = """
+import sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--run" if "--run" in sys.argv else "--out") + 1])
+time.sleep(0.3)
+folder.mkdir(exist_ok=True)
+for name in ("weights.safetensors", "codebook.safetensors", "labels.mp4", "overlay.mp4"):
+    (folder / name).write_text(name + str("--resume" in sys.argv and name == "overlay.mp4"))
+"""
+
+
+def test_files_of_killed_runs_are_compared(monkeypatch, capsys):
+    pytest.importorskip("av")
+    monkeypatch.setattr(kills, "COMMAND", STUBBORN)
+    kills.main(2, 3)
+    training, segmenting = tabled(capsys.readouterr().out)[2:]
+    killed = int(training[3])
+    assert training[2:] == [
+        "yes",
+        str(killed),
+        training[4],
+        ", ".join(f"{n} {killed} of {killed}" for n in kills.TRAINED),
+    ]
+    assert f"overlay.mp4 0 of {segmenting[3]}" in segmenting[5]
+    monkeypatch.setattr(kills, "COMMAND", "import sys; sys.exit('broken')")
+    with pytest.raises(SystemExit, match="broken"):
+        kills.finish(["train"])
+
+
+def test_benchmarks_say_what_they_skip(monkeypatch, capsys):
+    monkeypatch.delenv("SPWNET_DATA", raising=False)
+    for name in ("step", "video", "cheetah", "published"):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", name])
+        assert names_of.main() == 0
+        assert "skipped: no folder 'cheetah'" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "nothing"])
+    assert names_of.main() == 2
+    assert "stages, growth, floor" in capsys.readouterr().out

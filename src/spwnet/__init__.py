@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spwnet.dividing import recut_regions, regions, regions_of_all
     from spwnet.errors import SpwnetError, Stopped
     from spwnet.evaluation import evaluate
+    from spwnet.exporting import ExportReport, export
     from spwnet.hierarchy import RegionHierarchy
     from spwnet.recutting import recut
     from spwnet.runs import TrainedModel, load
@@ -36,6 +37,8 @@ _HOME = {
     "run": "spwnet.api",
     "demo": "spwnet.demonstration",
     "evaluate": "spwnet.evaluation",
+    "export": "spwnet.exporting",
+    "ExportReport": "spwnet.exporting",
     "regions": "spwnet.dividing",
     "regions_of_all": "spwnet.dividing",
     "recut_regions": "spwnet.dividing",
@@ -56,6 +59,7 @@ _HOME = {
 
 __all__ = [
     "PRESETS",
+    "ExportReport",
     "Progress",
     "RegionHierarchy",
     "Segmentation",
@@ -66,6 +70,7 @@ __all__ = [
     "Trial",
     "demo",
     "evaluate",
+    "export",
     "load",
     "make_settings",
     "recut",

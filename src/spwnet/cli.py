@@ -277,6 +277,35 @@ def recut(
 
 
 @app.command
+def export(
+    run: Annotated[Path, Parameter(help="Run directory of a trained network.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="File to write: .onnx, .pt2 (torch.export) or .ts (TorchScript).")],
+    size: Annotated[
+        str | None, Parameter(help='"HEIGHT,WIDTH" if it shall be for images of that size alone; any if not given.')
+    ] = None,
+    overwrite: Annotated[bool, Parameter(help="Replace a file of that name.", negative="", group=RUNNING)] = False,
+) -> None:
+    """Write the network to one file for other programs: an image in the working size in, class probabilities out."""
+    from spwnet.exporting import export as write
+
+    try:
+        fixed = None if size is None else tuple(int(side) for side in size.split(","))
+    except ValueError:
+        fixed = ()
+    if fixed is not None and len(fixed) != 2:
+        raise SettingsError(f'expected a size like "240,320", height first, but got {size!r}')
+    report = write(run, out, size=fixed, overwrite=overwrite)
+    shape = "any size" if report.size is None else "{}×{} pixels".format(*report.size)
+    _say(f"{report.path}: {report.format}, for images of {shape}")
+    _say(
+        f"against prediction: probabilities differ by at most {report.max_difference:.2g}, "
+        f"{report.agreement:.2%} of the pixels have the same class"
+    )
+
+
+@app.command
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder to write.")] = Path("spwnet-demo"),

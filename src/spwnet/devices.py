@@ -66,6 +66,12 @@ def memory_format(ndim: int) -> torch.memory_format:
     return torch.channels_last if ndim == 2 else torch.channels_last_3d
 
 
+def training_format(ndim: int, dtype: torch.dtype, device: torch.device) -> torch.memory_format:
+    """Memory format to train in: a CPU's float32 gradients of weights are slow channels-last."""
+    plain = device.type == "cpu" and dtype == torch.float32
+    return torch.contiguous_format if plain else memory_format(ndim)
+
+
 def to_tensor(image: NDArray[np.float32], device: torch.device) -> torch.Tensor:
     """(*spatial, C) array → (1, C, *spatial) tensor, channels last in memory."""
     tensor = torch.from_numpy(np.moveaxis(image, -1, 0)[None].copy())

@@ -200,7 +200,9 @@ class WNet(nn.Module):
         if self.evidence_mean is None and list(sizes) == whole:
             return x
         # Everything in one place in memory: it is far larger than what comes after it.
-        y = torch.empty((*x.shape[:2], *whole), dtype=x.dtype, device=x.device, memory_format=memory_format(len(sizes)))
+        last = memory_format(len(sizes))
+        form = last if x.is_contiguous(memory_format=last) else torch.contiguous_format
+        y = torch.empty((*x.shape[:2], *whole), dtype=x.dtype, device=x.device, memory_format=form)
         inside = y[(slice(None), slice(None), *(slice(size) for size in sizes))].copy_(x)
         if self.evidence_mean is not None and self.evidence_std is not None:
             evidence = inside[:, self.channels :]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from spwnet import losses
 from spwnet.descriptors import averaged
-from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format, to_tensor
+from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor, training_format
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.model import SHARPNESS
 from spwnet.patches import check_schedule, make_schedule, patch_region, sample_patches
@@ -261,7 +261,7 @@ def loss_terms(
         return several
     images = [cropped(image, settings, rng) for image in images]
     pixels = torch.cat([_jittered(image, rng) for image in images])
-    pixels = pixels.contiguous(memory_format=memory_format(pixels.ndim - 2))
+    pixels = pixels.contiguous(memory_format=training_format(pixels.ndim - 2, dtype, pixels.device))
     with arithmetic(pixels.device, dtype):
         features, output = network(pixels) if weights.image > 0 else (network.encode(pixels), None)
     for index, (image, terms) in enumerate(zip(images, several, strict=True)):
@@ -279,7 +279,7 @@ def _patch_error(
     for height, width, count in make_schedule(settings.patches):
         sides = max(1, height // reduction), max(1, width // reduction)
         patches = sample_patches(image.pixels[0], *sides, count, rng, image.patch_region)
-        patches = patches.contiguous(memory_format=memory_format(patches.ndim - 2))
+        patches = patches.contiguous(memory_format=training_format(patches.ndim - 2, dtype, patches.device))
         with arithmetic(patches.device, dtype):
             _, output = network(patches)
         errors.append(losses.reconstruction(output, patches[:, : image.channels]))
@@ -415,7 +415,7 @@ def calibrate(network: WNet, images: Sequence[TrainingImage], dtype: torch.dtype
     for group in together(images, MOST_CALIBRATED):
         pixels = torch.cat([image.pixels for image in group])
         with arithmetic(pixels.device, dtype):
-            network(pixels.contiguous(memory_format=memory_format(pixels.ndim - 2)))
+            network(pixels.contiguous(memory_format=training_format(pixels.ndim - 2, dtype, pixels.device)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
@@ -465,7 +465,8 @@ def fit(
     """
     device = images[0].pixels.device
     dtype = convolution_type(settings.training.precision, device)
-    network.to(device, memory_format=memory_format(images[0].pixels.ndim - 2))  # type: ignore[call-overload]
+    form = training_format(images[0].pixels.ndim - 2, dtype, device)
+    network.to(device, memory_format=form)  # type: ignore[call-overload]
     # With a weight decay of 0, as published, this is Adam.
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=settings.training.weight_decay)
     first = run.load_checkpoint(network, optimiser) if run is not None and resume else 0
