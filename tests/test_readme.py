@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,6 +39,12 @@ def workplace(tmp_path_factory):
             if name == "truth":
                 image = (image[..., 0] > 128).astype(np.uint8)
             Image.fromarray(image).save(folder / name / f"frame_{number:02d}.png")
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 52, 40, "yuv420p"
+        for number in range(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        container.mux(stream.encode(None))
     return folder
 
 
@@ -53,6 +60,8 @@ def test_commands_and_snippets_run_in_their_order(workplace, monkeypatch):
     for snippet in blocks("python"):
         exec(compile(snippet, "snippet", "exec"), {})
     assert (workplace / "merged" / "segmentation.json").exists()
+    assert (workplace / "clip" / "segmentation" / "overlay.mp4").exists()
+    assert (workplace / "network.ts").exists()
     assert (workplace / "python-labels" / "labels" / "frame_01.png").exists()
 
 

@@ -265,3 +265,35 @@ def test_overlays_of_large_videos_are_thinned_unless_asked_for_in_full(model, vi
     assert read(tmp_path / "thin" / "labels.mp4")[0][1].shape == (41, 53)
     with pytest.raises(OutputError, match="its 'overlays' differs"):
         spwnet.segment(model, video, tmp_path / "full", frames=[0, 4], resume=True)
+
+
+def test_frames_by_time(model, video):
+    by_time = spwnet.segment(model, video, frames=["0s", "0.11s", "0.31s"])
+    assert by_time.names == ("disc_0000", "disc_0003", "disc_0008")
+    with pytest.raises(InputError, match=r"expected a time from 0 to .* but got 9.0 s"):
+        spwnet.segment(model, video, frames=["9s"])
+    with pytest.raises(InputError, match=r"times like '2\.5s', but got 'xs'"):
+        spwnet.segment(model, video, frames=["xs"])
+    with pytest.raises(InputError, match="images have no times"):
+        spwnet.segment(model, [picture(0)], frames=["1s"])
+
+
+def test_auto_takes_frames_that_differ(tmp_path, monkeypatch, caplog):
+    bright, dark = picture(0, 41, 53), picture(0, 41, 53) // 3
+    stripes = np.repeat(np.repeat(np.arange(53) % 6 < 3, 41).reshape(53, 41).T[..., None] * 200, 3, 2).astype(np.uint8)
+    frames = [bright] * 14 + [stripes] * 2 + [dark] * 2
+    settings = spwnet.make_settings("instant", overrides={"training.images": 3, "labels.classes": 4})
+    trained = spwnet.train(frames, settings=settings, frames="auto")
+    chosen = [int(image["name"][-4:]) for image in trained.info["images"]]
+    assert [k >= 14 for k in chosen] == [False, True, True]
+    assert [k >= 16 for k in chosen] == [False, False, True]
+    broken = tmp_path / "frames"
+    broken.mkdir()
+    for k, frame in enumerate(frames):
+        Image.fromarray(frame).save(broken / f"f_{k:02d}.png")
+    (broken / "f_14.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    (broken / "f_15.png").write_bytes((broken / "f_15.png").read_bytes()[:60])
+    monkeypatch.setattr("spwnet.gathering.MOST_CANDIDATES", 18)
+    trained = spwnet.train(broken, settings=settings, frames="auto")
+    assert {"f_14", "f_15"}.isdisjoint(image["name"] for image in trained.info["images"])
+    assert "f_15 is no candidate" in caplog.text

@@ -35,7 +35,10 @@ RUNNING = Group("Running", sort_key=2)
 Images = Annotated[list[str], Parameter(help="Files, folders or globs of images of one kind.", negative="")]
 Frames = Annotated[
     str | None,
-    Parameter(help='Frame numbers: "10,123,270", "1:400:20" or "all".', group=RUNNING),
+    Parameter(
+        help='Frame numbers: "10,123,270", "1:400:20", "all", times in a video: "0s,2.5s", or to train on: "auto".',
+        group=RUNNING,
+    ),
 ]
 Preset = Annotated[str, Parameter(help="default, instant, published-cheetah or published-hanyu.", group=TUNING)]
 SettingsFile = Annotated[Path | None, Parameter(name="--settings", help="TOML file of settings.", group=TUNING)]
@@ -186,7 +189,11 @@ def run_both(
     *,
     out: Annotated[Path, Parameter(help="Folder to write: run/ and segmentation/.")],
     frames: Annotated[
-        str | None, Parameter(help="Frame numbers to train on; all images are segmented.", group=RUNNING)
+        str | None,
+        Parameter(
+            help='Frame numbers or times to train on, or "auto" for a few that differ; all images are segmented.',
+            group=RUNNING,
+        ),
     ] = None,
     preset: Preset = "default",
     settings_file: SettingsFile = None,
@@ -476,12 +483,15 @@ def _suffix(name: str | None) -> str | None:
 
 
 def _frames(text: str | None) -> list[int] | str | None:
-    """Read "10,123,270", "1:400:20" (stop included) or "all"."""
-    if text is None or text == "all":
+    """Read "10,123,270", "1:400:20" (stop included), "0s,2.5s", "auto" or "all"."""
+    if text is None or text in ("all", "auto"):
         return text
-    numbers: list[int] = []
+    numbers: list[Any] = []
     try:
         for part in text.split(","):
+            if part.endswith("s"):
+                numbers.append(part)
+                continue
             first, *rest = (int(number) for number in part.split(":"))
             numbers += range(first, rest[0] + 1, *rest[1:]) if rest else [first]
     except (ValueError, TypeError):

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from spwnet.codebook import Descriptors, fit_codebook
+from spwnet.descriptors import handmade
 from spwnet.errors import InputError, SettingsError
-from spwnet.images import check_same_channels, fingerprint, frame_indices, label_image, open_images
+from spwnet.images import Image, check_same_channels, fingerprint, frame_indices, label_image, open_images
 from spwnet.prediction import prepare_image
-from spwnet.preparation import measure
+from spwnet.preparation import measure, prepare
 from spwnet.training import check_images
 
 if TYPE_CHECKING:
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
     from spwnet.superpixels import Superpixels
 
 logger = logging.getLogger(__name__)
+
+MOST_CANDIDATES = 48
+"""Images that "auto" looks at."""
+CANDIDATE_PIXELS, CANDIDATE_SIDE = 16_384, 128
+"""Pixels of the small versions that it describes, at most, and about how many along the shorter side."""
 
 
 @dataclass
@@ -68,10 +76,14 @@ def gather(images: Any, frames: Sequence[int] | str | None, superpixels: Any, se
 
 
 def training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:
-    """Positions of the training images: those named, or a few spread evenly from first to last."""
+    """Positions of the training images: those named, "auto", or a few spread evenly from first to last."""
+    count = min(settings.training.images, len(source))
+    if frames == "auto":
+        chosen = varied_indices(source, count, settings)
+        logger.info("training on %s, which differ most", ", ".join(source.names[i] for i in chosen))
+        return chosen
     if frames is not None:
         return frame_indices(source, frames)
-    count = min(settings.training.images, len(source))
     chosen = [int(i) for i in np.linspace(0, len(source) - 1, count).round()] if count > 1 else [0]
     if count < len(source):
         logger.info(
@@ -79,6 +91,55 @@ def training_indices(source: ImageSource, frames: Sequence[int] | str | None, se
             count, len(source), ", ".join(source.names[i] for i in chosen),
         )  # fmt: skip
     return chosen
+
+
+def varied_indices(source: ImageSource, count: int, settings: Settings) -> list[int]:
+    """Positions of a few images that cover the variety of all.
+
+    Up to `MOST_CANDIDATES` images, spread evenly, are each described by mean and standard deviation of the hand-made
+    evidence over a small version of it, and by its colours on a grid of 3×3. k-means divides them into as many groups
+    as images are asked for; the image nearest to the centre of each is taken. What cannot be read is no candidate.
+
+    Parameters
+    ----------
+    source : ImageSource
+    count : int
+    settings : Settings
+
+    Raises
+    ------
+    InputError
+        If none can be read.
+    """
+    candidates = np.unique(np.linspace(0, len(source) - 1, min(len(source), MOST_CANDIDATES)).round().astype(int))
+    small = settings.images.model_copy(update={"scale": "auto", "max_pixels": CANDIDATE_PIXELS, "unsharp_radius": 0.0})
+    images: dict[int, Image] = {}
+    for index in candidates.tolist():
+        try:
+            image = source[index]
+        except InputError as error:
+            logger.warning("%s is no candidate for training: %s", source.names[index], error)
+            continue
+        step = max(1, min(image.pixels.shape[:2]) // CANDIDATE_SIDE)
+        images[index] = Image(image.pixels[::step, ::step].copy(), image.name, image.rgb)
+    if not images:
+        raise InputError("expected images to choose from, but none of them can be read; check the input")
+    normalisation = measure(images.values(), small.model_copy(update={"margin": 0}))
+    rows = []
+    for image in images.values():
+        prepared = prepare(image, small.model_copy(update={"margin": 0}), normalisation)
+        colour = torch.from_numpy(np.moveaxis(prepared.colour, -1, 0).copy())
+        evidence = handmade(colour, 2).flatten(1)
+        grid = torch.nn.functional.adaptive_avg_pool2d(colour, 3).flatten()
+        rows.append(torch.cat([evidence.mean(1), evidence.std(1, unbiased=False), grid]).numpy())
+    described = np.stack(rows)
+    size = len(evidence)
+    parts = [(size, 1.0), (size, 1.0), (described.shape[1] - 2 * size, 1.0)]
+    codebook = fit_codebook([Descriptors(described)], parts, count, settings.seed)
+    scaled = (described - codebook.mean) / codebook.scale
+    squares = np.square(scaled[:, None] - codebook.centres).sum(2)
+    positions = list(images)
+    return sorted({positions[int(k)] for k in squares.argmin(0)})
 
 
 def label_source_of(superpixels: Any, settings: Settings, images: ImageSource) -> Callable[[int], NDArray[Any] | None]:

@@ -172,29 +172,47 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
     return _Images(_unique_names(paths), numbers, lambda k: (_single(_open(paths[k], axes)), 0), paths)
 
 
-def frame_indices(source: ImageSource, frames: Sequence[int] | str) -> list[int]:
+def frame_indices(source: ImageSource, frames: Sequence[int | str] | str) -> list[int]:
     """Positions of images by their frame numbers, in the order given; "all" gives every one.
+
+    In a video, "2.5s" is the frame that is shown two and a half seconds after the first one.
 
     Raises
     ------
     InputError
-        For a number that no image has, or none at all.
+        For a number that no image has, a time outside the video, or none at all.
     """
     if isinstance(frames, str):
         if frames != "all":
             raise InputError(f"expected frame numbers or 'all', but got {frames!r}")
         return list(range(len(source)))
+    wanted = [_frame_number(source, frame) for frame in frames]
     positions = {number: position for position, number in enumerate(source.numbers)}
-    missing = [frame for frame in frames if frame not in positions]
-    twice = [frame for frame in dict.fromkeys(frames) if list(frames).count(frame) > 1]
+    missing = [frame for frame in wanted if frame not in positions]
+    twice = [frame for frame in dict.fromkeys(wanted) if wanted.count(frame) > 1]
     if twice:
         raise InputError(f"expected each frame once, but got frame {twice[0]} more than once")
-    if missing or not len(frames):
+    if missing or not wanted:
         raise InputError(
             f"expected frame numbers among the {len(positions)} from {min(positions)} to {max(positions)}, but "
             + (f"there is no frame {missing[0]}" if missing else "got none")
         )
-    return [positions[frame] for frame in frames]
+    return [positions[frame] for frame in wanted]
+
+
+def _frame_number(source: ImageSource, frame: int | str) -> int:
+    """Return a frame number as it is, or that of the frame at a time."""
+    if not isinstance(frame, str):
+        return frame
+    from spwnet.videos import VideoSource, frame_at
+
+    if not isinstance(source, VideoSource):
+        raise InputError(f"expected frame numbers, because images have no times, but got {frame!r}")
+    try:
+        seconds = float(frame.removesuffix("s"))
+    except ValueError:
+        raise InputError(f"expected frame numbers or times like '2.5s', but got {frame!r}") from None
+    return frame_at(source, seconds)
 
 
 def check_same_channels(source: ImageSource, indices: Sequence[int] | None = None) -> int:
