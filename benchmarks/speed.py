@@ -21,12 +21,13 @@ from spwnet import outputs
 from spwnet.classes import clean, palette
 from spwnet.codebook import fit_codebook
 from spwnet.config import Settings, make_settings
-from spwnet.descriptors import gaussian, interpolated, network_input
-from spwnet.devices import arithmetic, convolution_type, memory_format, to_tensor
+from spwnet.descriptors import network_input
+from spwnet.devices import arithmetic, convolution_type, memory_format
+from spwnet.filters import interpolated
 from spwnet.graph import build_graph
 from spwnet.images import open_images
 from spwnet.patches import make_schedule
-from spwnet.prediction import SMOOTH, describe, oversegment
+from spwnet.prediction import describe, oversegment
 from spwnet.preparation import display, measure, prepare, restore
 from spwnet.runs import evidence_kinds, make_network
 from spwnet.steadying import steady
@@ -144,9 +145,9 @@ def frame_stages(folder: Path, size: tuple[int, int], *, plainly: bool = True) -
 
     def read() -> Any:
         prepared = prepare(source[0], settings.images, normalisation)
-        return prepared, prepared.colour
+        return prepared, (prepared.colour, prepared.smooth)
 
-    prepared, colour = read()
+    prepared, (colour, smooth) = read()
     superpixels = oversegment(prepared, settings.superpixels)
     graph = build_graph(superpixels, prepared.unit)
     pixels = network_input(prepared, CPU, settings.model)
@@ -161,11 +162,10 @@ def frame_stages(folder: Path, size: tuple[int, int], *, plainly: bool = True) -
             return fused.classify(pixels)[0]
 
     learned = classify()
-    colours = to_tensor(colour, CPU)[0]
     filters = pixels[0, 3 + 3 :]
 
     def pool() -> np.ndarray:
-        parts = ((learned, reduction), (colours, 1), (filters, reduction))
+        parts = ((learned, reduction), (colour, 1), (filters, reduction))
         return np.concatenate([graph.average(maps, factor) for maps, factor in parts], axis=1)
 
     descriptors = describe(fused, prepared, graph, settings, CPU)
@@ -173,8 +173,8 @@ def frame_stages(folder: Path, size: tuple[int, int], *, plainly: bool = True) -
     labels = settings.labels
 
     def assign(before: Any) -> Any:
-        smooth = gaussian(torch.from_numpy(colour).movedim(-1, 0).contiguous(), SMOOTH).movedim(0, -1).contiguous()
-        return steady(before, smooth.numpy(), nodes, codebook.energies(descriptors))[1]
+        seen = smooth.movedim(0, -1).contiguous().numpy()
+        return steady(before, seen, nodes, codebook.energies(descriptors))[1]
 
     before = assign(None)
     classes = clean(before.classes, labels)

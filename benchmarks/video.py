@@ -16,7 +16,6 @@ import torch
 import spwnet
 from benchmarks import data, scores, speed
 from spwnet.config import LabelSettings, Settings
-from spwnet.descriptors import gaussian
 from spwnet.preparation import prepare
 from spwnet.steadying import flicker
 from spwnet.videos import VideoSource
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 RATE = Fraction(30_000, 1001)
 LOOPS = 4
 CLASSES = 32
-SMOOTH = 1.0
-"""Blur of the colours by which change is seen, in pixels."""
 FLICKERING = ("video/garden", "video/ice", "video/salesman")
 
 
@@ -205,8 +202,7 @@ def measure(model: TrainedModel, loaded: Set, steady: bool) -> tuple[float, floa
     before: tuple[NDArray[Any], NDArray[np.float32]] | None = None
     for position, wide in enumerate(found):
         prepared = prepare(loaded.images[position], model.settings.images, model.normalisation)
-        colour = torch.from_numpy(prepared.colour).movedim(-1, 0).contiguous()
-        now = prepared.frame.bring(wide), gaussian(colour, SMOOTH).movedim(0, -1).numpy()
+        now = prepared.frame.bring(wide), prepared.smooth.movedim(0, -1).numpy()
         if before is not None:
             some, all_of_them = flicker(now[0], before[0], now[1], before[1])
             changed, of = changed + some, of + all_of_them

@@ -8,7 +8,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2lab
 
-from spwnet.descriptors import GROUPS, gaussian, handmade, kinds
+from spwnet.descriptors import GROUPS, handmade, kinds
+from spwnet.filters import gaussian
 from spwnet.preparation import perceptual
 from tests.conftest import picture
 

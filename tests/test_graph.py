@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.segmentation import watershed
 
+from spwnet.geometry import half_neighbourhood
 from spwnet.graph import adjacent_pairs, build_graph
-from spwnet.superpixels import half_neighbourhood, superpixels_from_labels
+from spwnet.superpixels import superpixels_from_labels
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,8 @@ import torch
 
 from spwnet.codebook import Descriptors, coarser, fit_codebook
 from spwnet.config import LabelSettings, make_settings
-from spwnet.descriptors import handmade, interpolated, network_input
+from spwnet.descriptors import handmade, network_input
+from spwnet.filters import interpolated
 from spwnet.graph import build_graph
 from spwnet.images import Image, open_images
 from spwnet.prediction import describe, predict, predict_all, prepare_image

@@ -6,7 +6,8 @@ import torch
 
 from spwnet.classes import palette
 from spwnet.config import make_settings
-from spwnet.descriptors import interpolated, network_input
+from spwnet.descriptors import network_input
+from spwnet.filters import interpolated
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure

@@ -281,7 +281,7 @@ def test_learning_rate_goes_up_and_down_once():
 
 def test_given_classes_are_learned():
     """Taught the classes of the hand-made evidence, the network finds them by itself."""
-    settings = settings_with(training__epochs=6, training__batches=5)
+    settings = settings_with(training__epochs=20, training__batches=5)
     model = api.train(picture(0), settings=settings)
     assert model.settings.losses.target == "codebook"
     ours = api.segment(model, picture(0), labels=settings.labels.model_copy(update={"mode": "argmax_of_mean"})).labels[

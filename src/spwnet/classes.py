@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from spwnet.errors import InputError
-from spwnet.superpixels import half_neighbourhood, shifted
+from spwnet.geometry import half_neighbourhood, shifted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,24 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from spwnet.devices import memory_format, to_tensor
+from spwnet.filters import averaged, gaussian
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from spwnet.config import ModelSettings
     from spwnet.preparation import Prepared
 
-LINEAR = {2: "bilinear", 3: "trilinear"}
-
 WIDE = 32.0
 """Standard deviation of the surroundings that lightness is compared with, in working pixels."""
-REDUCE_FROM = 4.0
-"""Gaussians from this width on are taken on a smaller image, where they are half as wide at least."""
-TRUNCATE = 3.0
-"""Gaussians end after so many standard deviations."""
 FAINT = 1.0
 """Contrast, on the scale 0…100, below which differences hardly count."""
 
@@ -98,42 +90,13 @@ def network_input(prepared: Prepared, device: torch.device | str, settings: Mode
     device = torch.device(device)
     pixels = averaged(to_tensor(prepared.network, device), settings.reduction)
     if settings.evidence:
-        image = to_tensor(prepared.colour, device)[0].contiguous()
+        maps = _maps(prepared.colour.to(device), prepared.smooth.to(device), settings.reduction)
         # Of one memory format: mixed ones are joined several times slower.
-        pixels = torch.cat([pixels[0].contiguous(), *_maps(image, settings.reduction)])[None]
+        pixels = torch.cat([pixels[0].contiguous(), *maps])[None]
     return pixels.contiguous(memory_format=memory_format(pixels.ndim - 2))
 
 
-def averaged(images: Tensor, reduction: int) -> Tensor:
-    """Average (B, C, *spatial) over cells of `reduction` pixels a side, fewer at the far borders."""
-    if reduction == 1:
-        return images
-    # Sums of strided views, whole rows first: twice as fast as pooling on a CPU.
-    for axis in range(2, images.ndim):
-        size = images.shape[axis]
-        slices = [slice(None)] * axis
-        sums = images[(*slices, slice(0, None, reduction))].clone()
-        for offset in range(1, min(reduction, size)):
-            more = images[(*slices, slice(offset, None, reduction))]
-            sums.narrow(axis, 0, more.shape[axis]).add_(more)
-        cells = sums.shape[axis]
-        sums.narrow(axis, 0, size // reduction).div_(reduction)
-        if size % reduction:
-            sums.narrow(axis, cells - 1, 1).div_(size % reduction)
-        images = sums
-    return images
-
-
-def interpolated(maps: Tensor, reduction: int, shape: Sequence[int]) -> Tensor:
-    """Bring (C, *reduced) from cells of `reduction` pixels a side to (C, *shape), linearly between their centres."""
-    if reduction == 1:
-        return maps
-    mode = LINEAR[len(shape)]
-    wide = functional.interpolate(maps[None], scale_factor=reduction, mode=mode, align_corners=False)[0]
-    return wide[(slice(None), *(slice(size) for size in shape))]
-
-
-def handmade(perceptual: Tensor, reduction: int = 1) -> Tensor:
+def handmade(perceptual: Tensor, reduction: int = 1, smooth: Tensor | None = None) -> Tensor:
     r"""Compute hand-made evidence of an image, on cells of `reduction` pixels a side.
 
     With :math:`G_s` the image blurred by a Gaussian of standard deviation s: colour is :math:`G_0`, smooth
@@ -147,6 +110,8 @@ def handmade(perceptual: Tensor, reduction: int = 1) -> Tensor:
         CIELAB, or channels in 0…100.
     reduction : int
         1 gives a value for each pixel.
+    smooth : (C, *spatial) float32 tensor, optional
+        :math:`G_1` at every pixel, where it is known already.
 
     Returns
     -------
@@ -157,10 +122,11 @@ def handmade(perceptual: Tensor, reduction: int = 1) -> Tensor:
     ----------
     .. [1] J. Bigün, G. H. Granlund, Optimal orientation detection of linear symmetry, ICCV 1987.
     """
-    return torch.cat(_maps(perceptual, reduction))
+    finest = gaussian(perceptual, 1) if smooth is None else smooth
+    return torch.cat(_maps(perceptual, finest, reduction))
 
 
-def _maps(perceptual: Tensor, reduction: int) -> list[Tensor]:
+def _maps(perceptual: Tensor, finest: Tensor, reduction: int) -> list[Tensor]:
     """Maps of `handmade`, in order."""
 
     def blur(maps: Tensor, sigma: float) -> Tensor:
@@ -179,7 +145,6 @@ def _maps(perceptual: Tensor, reduction: int) -> list[Tensor]:
     spread = torch.sqrt(blur((image - around).square(), WIDE).clamp(min=0) + 1)
     bands = {a: blurred[a] - blurred[b] for a, b in ((1, 2), (2, 4), (4, 8), (8, 16))}
     # The finest contrast and slopes lie between pixels: their squares are averaged, not they themselves.
-    finest = gaussian(perceptual, 1)
     powers = {0: mean((perceptual - finest).square()), **{a: bands[a].square() for a in (1, 2, 4)}}
     slopes = mean(_slope_products(finest[:1]))
     maps = {
@@ -220,28 +185,3 @@ def _slope(image: Tensor, axis: int) -> Tensor:
         inner = image.narrow(axis, 2, length - 2) - image.narrow(axis, 0, length - 2)
         slope.narrow(axis, 1, length - 2).copy_(inner / 2)
     return slope
-
-
-def gaussian(image: Tensor, sigma: float) -> Tensor:
-    """Blur (C, *spatial) by a Gaussian of standard deviation `sigma` in pixels, mirrored at the borders."""
-    if sigma >= REDUCE_FROM:
-        factor = 2 ** math.floor(math.log2(2 * sigma / REDUCE_FROM))
-        size = [max(1, round(n / factor)) for n in image.shape[1:]]
-        small = functional.interpolate(image[None], size=size, mode="area")[0]
-        wide = gaussian(small, sigma / factor)
-        mode = LINEAR[len(size)]
-        return functional.interpolate(wide[None], size=image.shape[1:], mode=mode, align_corners=False)[0]
-    radius = int(TRUNCATE * sigma + 0.5)
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(radius + 1)]
-    total = weights[0] + 2 * sum(weights[1:])
-    for axis in range(1, image.ndim):
-        length = image.shape[axis]
-        # Positions that mirror the image, however small: … 2 1 0 | 0 1 2 … n−1 | n−1 n−2 …
-        period = torch.arange(-radius, length + radius, device=image.device) % (2 * length)
-        padded = image.index_select(axis, torch.minimum(period, 2 * length - 1 - period))
-        image = padded.narrow(axis, radius, length) * (weights[0] / total)
-        # In-place sums of shifted views: several times faster than a depthwise convolution on a CPU.
-        for k in range(1, radius + 1):
-            image.add_(padded.narrow(axis, radius - k, length), alpha=weights[k] / total)
-            image.add_(padded.narrow(axis, radius + k, length), alpha=weights[k] / total)
-    return image

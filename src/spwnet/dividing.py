@@ -14,10 +14,11 @@ import torch
 from spwnet import outputs
 from spwnet.api import train
 from spwnet.config import Settings, merged, parse_settings
-from spwnet.descriptors import interpolated, network_input
+from spwnet.descriptors import network_input
 from spwnet.devices import arithmetic, convolution_type, deterministic, pick_device
 from spwnet.edges import find_evidence
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
+from spwnet.filters import interpolated
 from spwnet.hierarchy import RegionHierarchy
 from spwnet.images import fingerprint, open_images
 from spwnet.merging import (

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spwnet import outputs
-from spwnet.descriptors import FAINT, GROUPS, REDUCE_FROM, TRUNCATE, WIDE, interpolated, network_input
+from spwnet.descriptors import FAINT, GROUPS, WIDE, network_input
 from spwnet.errors import OutputError, SettingsError
+from spwnet.filters import REDUCE_FROM, TRUNCATE, interpolated
 from spwnet.model import MOST_DEVIATIONS, SHARPNESS
 from spwnet.preparation import LAB_RANGE, Frame, Prepared
 from spwnet.runs import TrainedModel, load

@@ -128,8 +128,8 @@ def varied_indices(source: ImageSource, count: int, settings: Settings) -> list[
     rows = []
     for image in images.values():
         prepared = prepare(image, small.model_copy(update={"margin": 0}), normalisation)
-        colour = torch.from_numpy(np.moveaxis(prepared.colour, -1, 0).copy())
-        evidence = handmade(colour, 2).flatten(1)
+        colour = prepared.colour
+        evidence = handmade(colour, 2, prepared.smooth).flatten(1)
         grid = torch.nn.functional.adaptive_avg_pool2d(colour, 3).flatten()
         rows.append(torch.cat([evidence.mean(1), evidence.std(1, unbiased=False), grid]).numpy())
     described = np.stack(rows)

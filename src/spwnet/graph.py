@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spwnet.superpixels import half_neighbourhood, shifted
+from spwnet.geometry import half_neighbourhood, shifted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

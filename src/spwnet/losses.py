@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spwnet.superpixels import half_neighbourhood, shifted
+from spwnet.geometry import half_neighbourhood, shifted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

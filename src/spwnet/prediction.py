@@ -15,12 +15,13 @@ from threadpoolctl import threadpool_limits
 from spwnet.classes import clean
 from spwnet.codebook import Descriptors
 from spwnet.codebook import uncertainty as doubt_of
-from spwnet.descriptors import gaussian, handmade, interpolated, network_input
-from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor
+from spwnet.descriptors import handmade, network_input
+from spwnet.devices import arithmetic, convolution_type, deterministic
 from spwnet.errors import InputError
+from spwnet.filters import interpolated
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
-from spwnet.preparation import Prepared, display, prepare, restore
+from spwnet.preparation import SMOOTH, Prepared, display, prepare, restore
 from spwnet.results import Prediction
 from spwnet.steadying import steady
 from spwnet.superpixels import Superpixels, make_superpixels
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from spwnet.runs import TrainedModel
     from spwnet.steadying import Before
 
-SMOOTH = 1.0
-"""Blur of the colours by which change from frame to frame is seen, in pixels: it takes noise away."""
 MOST_WORKERS = 8
 """Images in work at a time, at most; each takes a few hundred bytes a working pixel."""
 
@@ -69,15 +68,8 @@ def oversegment(
     prepared: Prepared, settings: SuperpixelSettings, labels: NDArray[Any] | None = None
 ) -> Superpixels | None:
     """Oversegment a prepared image, as `make_superpixels`."""
-    smooth = _blurred(prepared.colour, settings.sigma) if settings.method == "slic" and settings.sigma > 0 else None
+    smooth = prepared.smooth if settings.method == "slic" and settings.sigma == SMOOTH else None
     return make_superpixels(prepared.unit, settings, rgb=prepared.rgb, smooth=smooth, labels=labels)
-
-
-def _blurred(colour: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Blur (*spatial, C) by a Gaussian of `sigma` pixels."""
-    channels_first = torch.from_numpy(colour).movedim(-1, 0).contiguous()
-    blurred: NDArray[np.float32] = gaussian(channels_first, sigma).movedim(0, -1).contiguous().numpy()
-    return blurred
 
 
 @deterministic()
@@ -117,10 +109,10 @@ def describe(
         filters = pixels[0, channels:] if settings.model.evidence else None
     if evidence != "learned":
         # Colour, the first of the filters, keeps every pixel: it has the sharpest borders.
-        colour = to_tensor(prepared.colour, device)[0]
+        colour = prepared.colour.to(device)
         maps.append((colour, 1))
         if evidence != "colour":
-            filters = handmade(colour.contiguous(), reduction) if filters is None else filters
+            filters = handmade(colour, reduction, prepared.smooth.to(device)) if filters is None else filters
             maps.append((filters[channels:], reduction))
     if graph is None:
         wide = torch.cat([interpolated(part, factor, shape) for part, factor in maps])
@@ -198,7 +190,7 @@ class _Seen:
 def _see(model: TrainedModel, prepared: Prepared, graph: RegionGraph | None) -> _Seen:
     assert model.codebook is not None
     descriptors = describe(model.network, prepared, graph, model.settings, model.device)
-    smooth = _blurred(prepared.colour, SMOOTH)
+    smooth = prepared.smooth.movedim(0, -1).contiguous().numpy()
     return _Seen(_nodes(graph, prepared.unit.shape[:-1]), smooth, descriptors, model.codebook.energies(descriptors))
 
 

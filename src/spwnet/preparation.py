@@ -9,14 +9,17 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from spwnet.errors import InputError, RunError
+from spwnet.filters import gaussian
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
+    from torch import Tensor
 
     from spwnet.config import ImageSettings
     from spwnet.images import Image
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 PERCENTILES = (0.1, 99.9)
 """Of each channel over the training images: they become 0 and 1."""
 
+SMOOTH = 1.0
+"""Standard deviation, in working pixels, of the blur that takes noise away and leaves outlines."""
 LEAST_STD = 1e-6
 """A channel of a smaller standard deviation is constant; dividing by that would blow up noise."""
 
@@ -162,9 +167,14 @@ class Prepared:
     rgb: bool
 
     @cached_property
-    def colour(self) -> NDArray[np.float32]:
-        """`perceptual` of the image, (h, w, C)."""
-        return perceptual(self.unit, rgb=self.rgb)
+    def colour(self) -> Tensor:
+        """`perceptual` of the image, (C, h, w) on the CPU."""
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(perceptual(self.unit, rgb=self.rgb), -1, 0)))
+
+    @cached_property
+    def smooth(self) -> Tensor:
+        """`colour` after a Gaussian of `SMOOTH` pixels: for superpixels, the finest contrast, and change in time."""
+        return gaussian(self.colour, SMOOTH)
 
 
 def perceptual(unit: NDArray[np.float32], *, rgb: bool) -> NDArray[np.float32]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spwnet.descriptors import interpolated, network_input
+from spwnet.descriptors import network_input
 from spwnet.devices import arithmetic, convolution_type
+from spwnet.filters import interpolated
 from spwnet.outputs import grid, overlay
 from spwnet.preparation import to_display
 

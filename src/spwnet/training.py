@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from spwnet import losses
-from spwnet.descriptors import averaged
 from spwnet.devices import arithmetic, convolution_type, deterministic, to_tensor, training_format
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
+from spwnet.filters import averaged
 from spwnet.model import SHARPNESS
 from spwnet.patches import check_schedule, make_schedule, patch_region, sample_patches
 
