@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from spwnet.segmenting import Segmentation, segment
     from spwnet.training import Progress
     from spwnet.tuning import Trial, tune
+    from spwnet.volumes import Volume, join_channels, open_volume
+    from spwnet.volumesegmenting import VolumeSegmentation, segment_volume
 
 _HOME = {
     "train": "spwnet.api",
@@ -55,6 +57,11 @@ _HOME = {
     "Progress": "spwnet.training",
     "Trial": "spwnet.tuning",
     "tune": "spwnet.tuning",
+    "Volume": "spwnet.volumes",
+    "VolumeSegmentation": "spwnet.volumesegmenting",
+    "join_channels": "spwnet.volumes",
+    "open_volume": "spwnet.volumes",
+    "segment_volume": "spwnet.volumesegmenting",
 }
 
 __all__ = [
@@ -68,11 +75,15 @@ __all__ = [
     "Stopped",
     "TrainedModel",
     "Trial",
+    "Volume",
+    "VolumeSegmentation",
     "demo",
     "evaluate",
     "export",
+    "join_channels",
     "load",
     "make_settings",
+    "open_volume",
     "recut",
     "recut_regions",
     "regions",
@@ -80,6 +91,7 @@ __all__ = [
     "run",
     "sample",
     "segment",
+    "segment_volume",
     "train",
     "tune",
 ]

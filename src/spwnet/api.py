@@ -15,15 +15,20 @@ from spwnet.codebook import fit_codebook
 from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, pick_device
-from spwnet.errors import RunError, Stopped
-from spwnet.gathering import gather
+from spwnet.errors import RunError, SettingsError, Stopped
+from spwnet.gathering import gather, training_indices
 from spwnet.graph import build_graph
-from spwnet.images import check_same_channels, open_images
+from spwnet.images import check_same_channels, fingerprint, open_images
 from spwnet.prediction import describe, oversegment, predict
+from spwnet.preparation import measure, to_unit
 from spwnet.runs import Run, TrainedModel, evidence_kinds, load, make_network
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
 from spwnet.segmenting import Segmentation, segment
 from spwnet.training import Progress, fit, set_up_image, stoppable
+from spwnet.volumes import SliceSource, Volume
+from spwnet.volumesegmenting import VolumeSegmentation, segment_volume
+from spwnet.volumetraining import check_size, fit_volume, windows
+from spwnet.volumetric import grid_of, predict_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,6 +92,16 @@ def train(
         After Ctrl-C, with everything kept to go on from.
     """
     settings = settings or Settings()
+    if isinstance(images, Volume):
+        if settings.volumes.mode == "supervoxels":
+            if superpixels is not None:
+                raise SettingsError(
+                    "expected no `superpixels` for a volume, whose supervoxels are made; leave them out"
+                )
+            return _train_volume(
+                images, run, settings, frames, device, overwrite=overwrite, resume=resume, on_progress=on_progress
+            )
+        images = SliceSource(images)
     target = pick_device(device)
     directory = None if run is None else Run(run)
     if directory is not None:
@@ -157,6 +172,82 @@ def train(
             steps = settings.training.epochs * settings.training.batches
             _write_preview(directory, steps if settings.learns else 0, model, pairs)
             directory.write({"finished": True, **data.info}, settings, data.normalisation)
+            if should_stop():
+                raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
+    return model
+
+
+def _train_volume(
+    volume: Volume,
+    run: str | Path | None,
+    settings: Settings,
+    frames: Sequence[int] | str | None,
+    device: str,
+    *,
+    overwrite: bool,
+    resume: bool,
+    on_progress: Callable[[Progress], None],
+) -> TrainedModel:
+    """Train on slices of a volume along z, with the supervoxels around them."""
+    grid = grid_of(volume, settings)
+    check_size(grid, settings)
+    target = pick_device(device)
+    directory = None if run is None else Run(run)
+    if directory is not None:
+        outputs.check_folder(directory.folder, overwrite=overwrite, resume=resume)
+    source = SliceSource(volume)
+    chosen = training_indices(source, frames, settings)
+    raw = [source[index] for index in chosen]
+    normalisation = measure(raw, settings.images.model_copy(update={"scale": 1.0}))
+    cores = windows(grid, chosen, settings.images.max_pixels, settings.seed)
+    dtype = convolution_type(settings.training.precision, target)
+    info: dict[str, Any] = {
+        "solid": True,
+        "channels": volume.channels,
+        "volume": {"shape": volume.shape, "spacing": volume.spacing, "unit": volume.unit, "origin": volume.origin},
+        "images": [
+            {
+                "name": image.name,
+                "sha256": fingerprint(image),
+                "shape": list(image.pixels.shape),
+                "working_shape": [part.stop - part.start for part in core[1:]],
+            }
+            for image, core in zip(raw, cores, strict=True)
+        ],
+        "device": str(target),
+        "precision": str(dtype).removeprefix("torch."),
+        **outputs.provenance(),
+    }
+    if directory is not None:
+        if resume and directory.description.exists():
+            if _check_resumable(directory, settings, info):
+                return load(directory.folder, device=device)
+        else:
+            resume = False
+            directory.create(overwrite=overwrite)
+        directory.write({"finished": False, **info}, settings, normalisation)
+    start = time.monotonic()
+    with stoppable() as should_stop:
+        network, codebook = fit_volume(
+            volume, grid, cores, settings, normalisation, target,
+            run=directory, resume=resume, on_progress=on_progress, should_stop=should_stop,
+        )  # fmt: skip
+        info["seconds"] = round(time.monotonic() - start, 1)
+        model = TrainedModel(network, settings, normalisation, info, codebook, target)
+        found = [predict_part(model, volume, grid.stored(core), settings.labels) for core in cores]
+        info["classes"] = _classes_in_use(found, model)
+        if directory is not None:
+            directory.save_model(network, codebook)
+            picture = report.preview(
+                [to_unit(image.pixels[rows, columns], normalisation) for image, (_, rows, columns) in
+                 zip(raw, map(grid.stored, cores), strict=True)][: report.MOST_ROWS],
+                None,
+                [labels[0] for labels in found][: report.MOST_ROWS],
+                palette(settings.most_classes),
+            )  # fmt: skip
+            steps = settings.training.epochs * settings.training.batches if settings.learns else 0
+            outputs.write_picture(directory.preview(steps), picture)
+            directory.write({"finished": True, **info}, settings, normalisation)
             if should_stop():
                 raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
     return model
@@ -255,7 +346,8 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> tuple[TrainedModel, Segmentation]:
+    **blocks: Any,
+) -> tuple[TrainedModel, Segmentation | VolumeSegmentation]:
     """Train on a few of the images, then segment all of them: ``output/run`` and ``output/segmentation``.
 
     The number of channels of every image is checked before training; pixels of images that are not trained on
@@ -269,15 +361,21 @@ def run(
     frames : sequence of int or "all", optional
         Frame numbers to train on.
     suffix, rate, overlays, uncertainty
-        As in `segment`.
+        As in `segment`; of a volume, `suffix` as in `segment_volume`.
+    **blocks
+        For a volume, `block`, `workers`, `scheduler` and `meshes` as in `segment_volume`.
 
     Returns
     -------
-    TrainedModel, Segmentation
+    TrainedModel, Segmentation or VolumeSegmentation
     """
     folder = Path(output)
     outputs.check_folder(folder, overwrite=overwrite, resume=resume)
     settings = settings or Settings()
+    if isinstance(images, Volume):
+        again: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
+        model = train(images, folder / "run", settings=settings, frames=frames, **again)
+        return model, segment_volume(model, images, folder / "segmentation", suffix=suffix or ".tif", **blocks, **again)
     source = open_images(images, settings.images.axes)
     check_same_channels(source)
     places: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}

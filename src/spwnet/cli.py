@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tomllib
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,6 +32,7 @@ app = App(
 
 TUNING = Group("Settings (preset < file < --set < flags)", sort_key=1)
 RUNNING = Group("Running", sort_key=2)
+VOLUMES = Group("Volumes (HDF5, NeXus, Zarr, NIfTI, MRC and raw always are, others by --volume)", sort_key=3)
 
 Images = Annotated[list[str], Parameter(help="Files, folders or globs of images of one kind.", negative="")]
 Frames = Annotated[
@@ -77,10 +79,11 @@ LabelMode = Annotated[
     Parameter(help="How a superpixel gets its label.", group=TUNING),
 ]
 Format = Annotated[
-    Literal["png", "tif", "video"] | None,
+    Literal["png", "tif", "video", "zarr", "h5", "nxs", "npy"] | None,
     Parameter(
         name="--format",
-        help="Label images, or a lossless label video and an overlay to look at; a video gives videos, all else PNG.",
+        help="Label images (png, tif), or a lossless label video and an overlay to look at (video); a video gives "
+        "videos, other images PNG. Of a volume: tif, zarr (OME-Zarr), h5, nxs (NeXus) or npy; TIFF if not given.",
         group=RUNNING,
     ),
 ]
@@ -98,6 +101,43 @@ Overlays = Annotated[bool, Parameter(help="Write pictures with the classes drawn
 FullOverlays = Annotated[
     bool, Parameter(help="Overlays in the size of the input, however large.", negative="", group=RUNNING)
 ]
+
+
+@Parameter(name="*", group=VOLUMES)
+@dataclass(frozen=True)
+class VolumeOptions:
+    """How files are read as a volume."""
+
+    volume: Annotated[bool, Parameter(help="Read a TIFF, an NPY or a folder of slices as one volume.", negative="")] = (
+        False
+    )
+    channel: Annotated[
+        list[str] | None,
+        Parameter(help="One more volume, registered with the first, as a channel; may be repeated.", negative=""),
+    ] = None
+    axes: Annotated[str | None, Parameter(help='Order of the axes as stored, for example "CZYX".')] = None
+    dataset: Annotated[str | None, Parameter(help="Path of the dataset in an HDF5 file or a Zarr group.")] = None
+    level: Annotated[int, Parameter(help="Resolution of an OME-Zarr, 0 is the finest.")] = 0
+    spacing: Annotated[str | None, Parameter(help='Voxel spacing, "z,y,x" or one number.')] = None
+    unit: Annotated[str | None, Parameter(help='Unit of the spacing, for example "micrometer".')] = None
+    shape: Annotated[str | None, Parameter(help='Shape of raw binary, "z,y,x".')] = None
+    dtype: Annotated[str | None, Parameter(help='Type of raw binary, for example "uint16" or ">u2".')] = None
+    offset: Annotated[int, Parameter(help="Bytes before the voxels of raw binary.")] = 0
+
+
+@Parameter(name="*", group=VOLUMES)
+@dataclass(frozen=True)
+class BlockOptions:
+    """How a volume is worked on."""
+
+    block: Annotated[str | None, Parameter(help='Voxels along the sides of a block, one number or "z,y,x".')] = None
+    workers: Annotated[int | None, Parameter(help="Blocks in work at a time; one for each processor if not given.")] = (
+        None
+    )
+    scheduler: Annotated[
+        str, Parameter(help='"threads", "processes" or the address of a Dask scheduler, "tcp://host:8786".')
+    ] = "threads"
+    mesh: Annotated[str | None, Parameter(help='Classes whose surface is written as STL, "1,4".')] = None
 
 
 @app.command
@@ -118,20 +158,19 @@ def train(
     device: Device = "auto",
     overwrite: Overwrite = False,
     resume: Resume = False,
+    reading: VolumeOptions = VolumeOptions(),
 ) -> None:
-    """Train a network on one or a few images; write it to a run directory."""
+    """Train a network on one or a few images, or slices of a volume; write it to a run directory."""
     from spwnet import api
 
     settings = _settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
     with _bar() as on_progress:
         model = api.train(
-            _inputs(images), run, settings=settings, frames=_frames(frames), device=device,
+            _inputs(images, reading), run, settings=settings, frames=_frames(frames), device=device,
             overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
-    _say(
-        f"{len(model.info['classes'])} of {model.n_classes()} classes in use, score {model.info['score']:.3f}, "
-        f"{model.info['seconds']} s"
-    )
+    score = f"score {model.info['score']:.3f}, " if "score" in model.info else ""
+    _say(f"{len(model.info['classes'])} of {model.n_classes()} classes in use, {score}{model.info['seconds']} s")
     _say(f"run: {run}, previews: {run / 'previews'}")
 
 
@@ -160,8 +199,10 @@ def segment(
     device: Device = "auto",
     overwrite: Overwrite = False,
     resume: Resume = False,
+    reading: VolumeOptions = VolumeOptions(),
+    blocks: BlockOptions = BlockOptions(),
 ) -> None:
-    """Segment images with a trained network; a class has the same id in all of them."""
+    """Segment images, or a volume, with a trained network; a class has the same id everywhere."""
     from spwnet.runs import load
     from spwnet.segmenting import segment as segment_images
 
@@ -171,9 +212,20 @@ def segment(
         "remove_objects": remove_objects,
     }  # fmt: skip
     labels = _label_settings(model.settings, settings_file, sets, merge, flags)
+    source = _inputs(images, reading)
+    if _is_volume(source):
+        from spwnet.volumesegmenting import segment_volume
+
+        with _bar() as on_progress:
+            found = segment_volume(
+                model, source, out, labels=labels, suffix=_suffix(suffix) or ".tif", device=device,
+                overwrite=overwrite, resume=resume, on_progress=on_progress, **_block_options(blocks),
+            )  # fmt: skip
+        _say(f"{len(found.summary['classes'])} of {model.n_classes(labels)} classes: {found.path}")
+        return
     with _bar() as on_progress:
         result = segment_images(
-            model, _inputs(images), out, frames=_frames(frames), superpixels=superpixels, labels=labels,
+            model, source, out, frames=_frames(frames), superpixels=superpixels, labels=labels,
             suffix=_suffix(suffix), rate=rate, overlays="full" if full_overlays else overlays,
             uncertainty=uncertainty, device=device, overwrite=overwrite, resume=resume, on_progress=on_progress,
         )  # fmt: skip
@@ -211,23 +263,31 @@ def run_both(
     device: Device = "auto",
     overwrite: Overwrite = False,
     resume: Resume = False,
+    reading: VolumeOptions = VolumeOptions(),
+    blocks: BlockOptions = BlockOptions(),
 ) -> None:
-    """Train on a few of the images, then segment all of them."""
+    """Train on a few of the images, or slices of a volume, then segment all of it."""
     from spwnet import api
+    from spwnet.segmenting import Segmentation
 
     settings = _settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
+    source = _inputs(images, reading)
     with _bar() as on_progress:
         model, result = api.run(
-            _inputs(images), out, settings=settings, frames=_frames(frames), suffix=_suffix(suffix), rate=rate,
+            source, out, settings=settings, frames=_frames(frames), suffix=_suffix(suffix), rate=rate,
             overlays="full" if full_overlays else overlays, uncertainty=uncertainty, device=device,
-            overwrite=overwrite, resume=resume,
-            on_progress=on_progress,
+            overwrite=overwrite, resume=resume, on_progress=on_progress,
+            **(_block_options(blocks) if _is_volume(source) else {}),
         )  # fmt: skip
+    score = f", score {model.info['score']:.3f}" if "score" in model.info else ""
     _say(
         f"trained on {len(model.info['images'])} images in {model.info['seconds']} s, "
-        f"{len(model.info['classes'])} of {model.n_classes()} classes in use, score {model.info['score']:.3f}"
+        f"{len(model.info['classes'])} of {model.n_classes()} classes in use{score}"
     )
-    _say(f"{len(result.names)} images segmented: {result.folder}")
+    if isinstance(result, Segmentation):
+        _say(f"{len(result.names)} images segmented: {result.folder}")
+    else:
+        _say(f"volume segmented: {result.path}")
 
 
 @app.command
@@ -474,8 +534,53 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _inputs(images: list[str]) -> str | list[str]:
-    return images[0] if len(images) == 1 else images
+def _inputs(images: list[str], reading: VolumeOptions | None = None) -> Any:
+    """Return what is to be opened: paths of images, or an open volume."""
+    paths = images[0] if len(images) == 1 else images
+    if reading is None:
+        return paths
+    from spwnet.volumes import is_volume, join_channels, open_volume
+
+    if not (reading.volume or reading.channel or any(is_volume(image) for image in images)):
+        names = ("dataset", "spacing", "unit", "shape", "dtype")
+        given = [name for name in names if getattr(reading, name) is not None]
+        if given:
+            raise SettingsError(f"expected --{given[0]} with a volume, but got images; add --volume if they are one")
+        return paths
+    spacing = _numbers(reading.spacing, float, "spacing")
+    options: dict[str, Any] = {
+        "axes": reading.axes, "dataset": reading.dataset, "level": reading.level, "unit": reading.unit,
+        "spacing": spacing[0] if spacing and len(spacing) == 1 else spacing,
+        "shape": _numbers(reading.shape, int, "shape"), "dtype": reading.dtype, "offset": reading.offset,
+    }  # fmt: skip
+    volumes = [open_volume(entry, **options) for entry in [paths, *(reading.channel or [])]]
+    return volumes[0] if len(volumes) == 1 else join_channels(volumes)
+
+
+def _is_volume(source: Any) -> bool:
+    from spwnet.volumes import Volume
+
+    return isinstance(source, Volume)
+
+
+def _block_options(blocks: BlockOptions) -> dict[str, Any]:
+    block = _numbers(blocks.block, int, "block")
+    return {
+        "block": block[0] if block and len(block) == 1 else block,
+        "workers": blocks.workers,
+        "scheduler": blocks.scheduler,
+        "meshes": _numbers(blocks.mesh, int, "mesh") or (),
+    }
+
+
+def _numbers(text: str | None, kind: type[int] | type[float], name: str) -> list[Any] | None:
+    """Read "1,2,3"."""
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        raise SettingsError(f'expected numbers like "1,2,3" for --{name}, but got {text!r}') from None
 
 
 def _suffix(name: str | None) -> str | None:

@@ -148,11 +148,11 @@ class Codebook:
         nearest = agreed(energies).argmin(1)
         return Assignment(members[nearest].astype(np.int32), uncertainty(energies, nearest, members, descriptors))
 
-    def energies(self, descriptors: Descriptors) -> Energies:
-        """Compare descriptors, evened out between neighbours that are alike, with each of the finest centres."""
+    def energies(self, descriptors: Descriptors, steps: int = DIFFUSION_STEPS) -> Energies:
+        """Compare descriptors, evened out in `steps` between neighbours alike, with each of the finest centres."""
         raw = ((descriptors.rows - self.mean) / self.scale).astype(np.float32)
         likeness = _likeness(raw, descriptors.edges, float(self.near[0]))
-        values = _squared_distances(_diffused(raw, likeness), self.centres) * (2 / self.spread[0])
+        values = _squared_distances(_diffused(raw, likeness, steps), self.centres) * (2 / self.spread[0])
         return Energies(values, None if likeness is None else _ties(likeness, descriptors))
 
     def tensors(self) -> dict[str, NDArray[Any]]:
@@ -224,7 +224,11 @@ def coarser(parents: NDArray[np.integer[Any]], n_classes: int) -> Ids:
 
 
 def fit_codebook(
-    images: Sequence[Descriptors], kinds: Sequence[tuple[int, float]], finest: int, seed: int = 0
+    images: Sequence[Descriptors],
+    kinds: Sequence[tuple[int, float]],
+    finest: int,
+    seed: int = 0,
+    steps: int = DIFFUSION_STEPS,
 ) -> Codebook:
     """Find class centres by k-means, and the tree that merges them.
 
@@ -241,6 +245,8 @@ def fit_codebook(
     finest : int
         Centres asked for; fewer come if there are fewer different descriptors.
     seed : int
+    steps : int
+        Of evening out between neighbours.
 
     Returns
     -------
@@ -262,7 +268,7 @@ def fit_codebook(
     scaled = [(image.rows - mean) / scale for image in images]
     near = _usual_distance(scaled, images)
     points = np.concatenate(
-        [_diffused(x, _likeness(x, image.edges, near)) for x, image in zip(scaled, images, strict=True)]
+        [_diffused(x, _likeness(x, image.edges, near), steps) for x, image in zip(scaled, images, strict=True)]
     )
     if len(points) > MOST_POINTS:
         points = points[np.sort(rng.choice(len(points), MOST_POINTS, replace=False))]
@@ -434,7 +440,7 @@ def _likeness(points: Floats, edges: NDArray[np.int64] | None, near: float) -> c
     return half + half.T
 
 
-def _diffused(points: Floats, likeness: csr_array | None) -> Floats:
+def _diffused(points: Floats, likeness: csr_array | None, steps: int = DIFFUSION_STEPS) -> Floats:
     r"""Mix each superpixel with neighbours like it, held at what it was.
 
     .. math:: x_i \leftarrow \frac{x^0_i + \lambda \, \mathrm{mean}_j w_{ij} x_j}
@@ -450,7 +456,7 @@ def _diffused(points: Floats, likeness: csr_array | None) -> Floats:
     mixing.data *= np.repeat((DIFFUSION / np.maximum(neighbours, 1)).astype(np.float32), neighbours)
     share = (1 / (1 + mixing.sum(1)))[:, None].astype(np.float32)
     x = points
-    for _ in range(DIFFUSION_STEPS):
+    for _ in range(steps):
         x = mixing @ x
         x += points
         x *= share
@@ -467,7 +473,7 @@ def _ties(likeness: csr_array, descriptors: Descriptors) -> csr_array:
     return ties
 
 
-def agreed(energies: Energies, carried: Floats | None = None) -> Floats:
+def agreed(energies: Energies, carried: Floats | None = None, steps: int = AGREEMENT_STEPS) -> Floats:
     r"""Energies on which neighbours agree: mean field of a Potts model [1]_.
 
     .. math:: q_i \propto \exp(-E_i), \quad E_{ik} = U_{ik} - c_{ik} - \beta \sum_j w_{ij} q_{jk}
@@ -478,6 +484,7 @@ def agreed(energies: Energies, carried: Floats | None = None) -> Floats:
         U and the ties w.
     carried : (N, K) float array, optional
         c, what speaks for each class beside the image itself.
+    steps : int
 
     Returns
     -------
@@ -491,7 +498,7 @@ def agreed(energies: Energies, carried: Floats | None = None) -> Floats:
     alone = energies.values if carried is None else energies.values - carried
     total = alone
     if energies.ties is not None:
-        for _ in range(AGREEMENT_STEPS):
+        for _ in range(steps):
             total = alone - AGREEMENT * (energies.ties @ probabilities(total))
     return total
 

@@ -238,6 +238,17 @@ class RegionSettings(_Section):
     """Level that is drawn if none is asked for: pieces merge unless they are more likely than this to be two."""
 
 
+class VolumeSettings(_Section):
+    """How volumes are segmented."""
+
+    mode: Literal["supervoxels", "slices"] = "supervoxels"
+    """Supervoxels with evidence in all directions, or each slice on its own as an image."""
+    size: float = Field(20.0, ge=1, allow_inf_nan=False)
+    """Working voxels in one supervoxel on average."""
+    n_blocks: int = Field(1, ge=1, le=8)
+    """Poolings of the network for volumes: each doubles what a block has to see around it, and more."""
+
+
 class Settings(_Section):
     """All settings of a run. `device` and worker counts belong to a call, not to a run."""
 
@@ -254,6 +265,7 @@ class Settings(_Section):
     codebook: CodebookSettings = CodebookSettings()
     labels: LabelSettings = LabelSettings()
     regions: RegionSettings = RegionSettings()
+    volumes: VolumeSettings = VolumeSettings()
 
     @property
     def most_classes(self) -> int:

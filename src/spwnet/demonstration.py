@@ -14,6 +14,7 @@ from spwnet.classes import palette
 from spwnet.images import label_image, open_images
 from spwnet.preparation import to_display, to_unit
 from spwnet.samples import sample
+from spwnet.segmenting import Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,7 @@ def demo(
     )  # fmt: skip
     seconds = time.monotonic() - start
     found = open_images(folder / "segmentation" / "labels", None)
+    assert isinstance(segmented, Segmentation)
     labels = [label_image(found, found.names.index(name)) for name in segmented.names]
     tables = [metrics.contingency(found, true) for found, true in zip(labels, data.truth, strict=True)]
     names = metrics.naming(metrics.pooled([tables[i] for i in training]))

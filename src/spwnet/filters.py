@@ -19,12 +19,13 @@ TRUNCATE = 3.0
 """Gaussians end after so many standard deviations."""
 
 
-def averaged(images: Tensor, reduction: int) -> Tensor:
-    """Average (B, C, *spatial) over cells of `reduction` pixels a side, fewer at the far borders."""
-    if reduction == 1:
-        return images
+def averaged(images: Tensor, reduction: int | Sequence[int]) -> Tensor:
+    """Average (B, C, *spatial) over cells of `reduction` pixels a side, or along each axis; fewer at far borders."""
+    sides = [reduction] * (images.ndim - 2) if isinstance(reduction, int) else reduction
     # Sums of strided views, whole rows first: twice as fast as pooling on a CPU.
-    for axis in range(2, images.ndim):
+    for axis, reduction in enumerate(sides, start=2):
+        if reduction == 1:
+            continue
         size = images.shape[axis]
         slices = [slice(None)] * axis
         sums = images[(*slices, slice(0, None, reduction))].clone()
@@ -48,19 +49,34 @@ def interpolated(maps: Tensor, reduction: int, shape: Sequence[int]) -> Tensor:
     return wide[(slice(None), *(slice(size) for size in shape))]
 
 
-def gaussian(image: Tensor, sigma: float) -> Tensor:
-    """Blur (C, *spatial) by a Gaussian of standard deviation `sigma` in pixels, mirrored at the borders."""
-    if sigma >= REDUCE_FROM:
+def reach(sigma: float) -> int:
+    """Pixels on either side that a Gaussian of less than `REDUCE_FROM` takes in."""
+    return int(TRUNCATE * sigma + 0.5)
+
+
+def gaussian(image: Tensor, sigma: float | Sequence[float]) -> Tensor:
+    """Blur (C, *spatial) by a Gaussian, mirrored at the borders.
+
+    Parameters
+    ----------
+    image : (C, *spatial) float tensor
+    sigma : float or sequence of float
+        Standard deviation in pixels: one for all axes, taken on a smaller image from `REDUCE_FROM` on, or one for each.
+    """
+    if isinstance(sigma, float | int) and sigma >= REDUCE_FROM:
         factor = 2 ** math.floor(math.log2(2 * sigma / REDUCE_FROM))
         size = [max(1, round(n / factor)) for n in image.shape[1:]]
         small = functional.interpolate(image[None], size=size, mode="area")[0]
         wide = gaussian(small, sigma / factor)
         mode = LINEAR[len(size)]
         return functional.interpolate(wide[None], size=image.shape[1:], mode=mode, align_corners=False)[0]
-    radius = int(TRUNCATE * sigma + 0.5)
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(radius + 1)]
-    total = weights[0] + 2 * sum(weights[1:])
-    for axis in range(1, image.ndim):
+    widths = [float(sigma)] * (image.ndim - 1) if isinstance(sigma, float | int) else sigma
+    for axis, width in enumerate(widths, start=1):
+        radius = reach(width)
+        if radius == 0:
+            continue
+        weights = [math.exp(-0.5 * (k / width) ** 2) for k in range(radius + 1)]
+        total = weights[0] + 2 * sum(weights[1:])
         length = image.shape[axis]
         # Positions that mirror the image, however small: … 2 1 0 | 0 1 2 … n−1 | n−1 n−2 …
         period = torch.arange(-radius, length + radius, device=image.device) % (2 * length)

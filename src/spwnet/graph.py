@@ -13,6 +13,8 @@ from torch import Tensor
 from spwnet.geometry import half_neighbourhood, shifted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
@@ -106,14 +108,15 @@ class RegionGraph:
         sums = rows.new_zeros((self.count, rows.shape[1])).index_add(0, self.labels, rows)
         return sums / self.sizes[:, None].to(rows.dtype)
 
-    def average(self, maps: Tensor, reduction: int = 1) -> NDArray[np.float32]:
+    def average(self, maps: Tensor, reduction: int | Sequence[int] = 1) -> NDArray[np.float32]:
         """Average maps over each superpixel, as `pool` does but on the processor and without gradient.
 
         Parameters
         ----------
         maps : (K, *reduced) float32 tensor
             A value for each cell of `reduction` pixels a side.
-        reduction : int
+        reduction : int or sequence of int
+            One for all axes, or one for each.
 
         Returns
         -------
@@ -123,15 +126,16 @@ class RegionGraph:
         from scipy.sparse import csr_array
 
         owners = self.labels.cpu().numpy()
-        if reduction == 1 and len(maps) <= FEW_MAPS:
+        sides = [reduction] * len(self.shape) if isinstance(reduction, int) else reduction
+        if set(sides) == {1} and len(maps) <= FEW_MAPS:
             sums = [np.bincount(owners, one, self.count) for one in maps.flatten(1).cpu().numpy()]
             means: NDArray[np.float32] = (np.stack(sums, 1) / self.sizes.cpu().numpy()[:, None]).astype(np.float32)
             return means
         # The axis of the maps to the end before the others are joined: both at once would turn memory over twice.
         rows = maps.movedim(0, -1).reshape(-1, len(maps)).contiguous().cpu().numpy()
         cells = np.zeros((), np.int32)
-        for size in self.shape:
-            cells = cells[..., None] * -(-size // reduction) + (np.arange(size, dtype=np.int32) // reduction)
+        for size, side in zip(self.shape, sides, strict=True):
+            cells = cells[..., None] * -(-size // side) + (np.arange(size, dtype=np.int32) // side)
         weights = (1 / self.sizes.cpu().numpy())[owners]
         shares = csr_array((weights, (owners, cells.ravel())), shape=(self.count, len(rows)))
         averages: NDArray[np.float32] = shares @ rows

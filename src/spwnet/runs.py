@@ -27,7 +27,7 @@ import torch
 from spwnet.classes import merge_classes
 from spwnet.codebook import Codebook, coarser
 from spwnet.config import Settings, parse_settings
-from spwnet.descriptors import Kind, kinds
+from spwnet.descriptors import Kind, kinds, solid_kinds
 from spwnet.devices import memory_format, pick_device
 from spwnet.errors import RunError, SettingsError
 from spwnet.model import WNet
@@ -70,6 +70,11 @@ class TrainedModel:
     info: dict[str, Any]
     codebook: Codebook | None = None
     device: torch.device = CPU
+
+    @property
+    def solid(self) -> bool:
+        """Whether it was trained on a volume, for supervoxels."""
+        return self.info.get("solid") is True
 
     @property
     def fingerprint(self) -> str:
@@ -122,17 +127,18 @@ class TrainedModel:
         return merged
 
 
-def make_network(settings: Settings, channels: int) -> WNet:
-    """Build the network of the settings, with initial weights that depend on the seed alone."""
+def make_network(settings: Settings, channels: int, *, solid: bool = False) -> WNet:
+    """Build the network of the settings, for images or for supervoxels, with weights that depend on the seed alone."""
     model = settings.model
+    evidence = solid_kinds(channels, 0, "handmade") if solid else kinds("handmade", channels, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return WNet(
             channels,
             model.classes,
             model.ch_mul,
-            model.n_blocks,
-            evidence=sum(kind.size for kind in kinds("handmade", channels, 0)) if model.evidence else 0,
+            settings.volumes.n_blocks if solid else model.n_blocks,
+            evidence=sum(kind.size for kind in evidence) if model.evidence else 0,
             final_norm=model.final_norm,
         )
 
@@ -290,23 +296,26 @@ class Run:
                 f"expected a finished run at {self.folder}, but its training did not finish: "
                 "go on with it by `--resume`"
             )
+        solid = info.get("solid") is True
         network = codebook = None
         if settings.learns:
             tensors, _ = _read_tensors(self.weights)
             with torch.device("meta"):
-                expected = make_network(settings, channels)
+                expected = make_network(settings, channels, solid=solid)
             _check_weights(expected, tensors, self.weights)
-            network = make_network(settings, channels).eval()
+            network = make_network(settings, channels, solid=solid).eval()
             network.load_state_dict(tensors)
         if settings.labels.mode == "codebook":
             arrays = {name: tensor.numpy() for name, tensor in _read_tensors(self.codebook)[0].items()}
-            size = sum(kind.size for kind in evidence_kinds(settings, channels))
+            size = sum(kind.size for kind in evidence_kinds(settings, channels, solid=solid))
             codebook = Codebook.from_tensors(arrays, size)
         return TrainedModel(network, settings, normalisation, info, codebook)
 
 
-def evidence_kinds(settings: Settings, channels: int) -> list[Kind]:
-    """Return the kinds of evidence of the settings' descriptors."""
+def evidence_kinds(settings: Settings, channels: int, *, solid: bool = False) -> list[Kind]:
+    """Return the kinds of evidence of the settings' descriptors, of superpixels or of supervoxels."""
+    if solid:
+        return solid_kinds(channels, settings.model.classes, settings.codebook.evidence)
     return kinds(settings.codebook.evidence, channels, settings.model.classes)
 
 

@@ -127,6 +127,11 @@ def segment(
     """
     if not isinstance(model, TrainedModel):
         model = load(model, device=device)
+    if model.solid:
+        raise InputError(
+            "expected images for `segment`, but this model is of a volume; open one by `open_volume` and use "
+            "`segment_volume` (`spwnet segment` with a volume)"
+        )
     cleaning = labels or model.settings.labels
     if cleaning.mode == "codebook" and model.codebook is None:
         raise SettingsError(

@@ -135,7 +135,7 @@ def _slic(features: Tensor, count: int, compactness: float) -> Superpixels:
     shape = features.shape[1:]
     side = (math.prod(shape) / min(count, math.prod(shape))) ** (1 / len(shape))
     axes = [Seeds(size, max(1, round(size / side))) for size in shape]
-    return _numbered(lattice_slic(features, axes, compactness).cpu().numpy())
+    return numbered(lattice_slic(features, axes, compactness).cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -246,19 +246,25 @@ def lattice_slic(features: Tensor, axes: Sequence[Seeds], compactness: float, it
         local = torch.cat([means[:channels], means[channels:] - origin])
         # |x − m|² less the |x|² that all seeds have in common.
         table = torch.cat([-2 * local, local.square().sum(0, keepdim=True)])
-        wide = {}
-        for choice in product((0, 1), repeat=ndim - 1):
-            wide[choice] = table
-            for axis, side in enumerate(choice, start=1):
-                wide[choice] = wide[choice].index_select(axis + 1, columns[axis][side])
+        wide: dict[tuple[int, ...], Tensor] = {}
         labels = torch.empty(shape, dtype=torch.int32, device=device)
         for start in range(0, shape[0], step):
             some = slice(start, start + step)
             found, best = labels[some], None
+            rows_of = [int(side[start]) for side in near[0]]
+            for key in [key for key in wide if step == 1 and key[0] < rows_of[0]]:
+                del wide[key]
             for choice in choices:
-                seeds_of = wide[choice[1:]].index_select(1, columns[0][choice[0]][some])
-                score = seeds_of[-1]
-                for channel in range(channels):
+                # A single layer of pixels has a single row of seeds: they stay in the cache for the layers behind it.
+                key = (rows_of[choice[0]] if step == 1 else 0, *choice[1:])
+                if key not in wide:
+                    seeds_of = table[:, key[0] : key[0] + 1] if step == 1 else table
+                    for axis, side in enumerate(choice[1:], start=1):
+                        seeds_of = seeds_of.index_select(axis + 1, columns[axis][side])
+                    wide[key] = seeds_of
+                seeds_of = wide[key] if step == 1 else wide[key].index_select(1, columns[0][choice[0]][some])
+                score = torch.addcmul(seeds_of[-1], seeds_of[0], features[0, some])
+                for channel in range(1, channels):
                     score.addcmul_(seeds_of[channel], features[channel, some])
                 place = torch.zeros((), dtype=torch.int32, device=device)
                 for axis, side in enumerate(choice):
@@ -310,10 +316,10 @@ def superpixels_from_labels(labels: NDArray[Any], shape: tuple[int, ...]) -> Sup
         )
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
         raise InputError(f"expected superpixels as integers, but got {labels.dtype}; convert them first")
-    return _numbered(labels)
+    return numbered(labels)
 
 
-def _numbered(labels: NDArray[Any]) -> Superpixels:
+def numbered(labels: NDArray[Any]) -> Superpixels:
     """Number the labels 0 … N − 1 without gaps."""
     low = int(labels.min(initial=0))
     span = int(labels.max(initial=0)) - low + 1

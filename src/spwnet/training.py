@@ -197,12 +197,13 @@ def set_up_image(
         patch_region=((top // reduction, bottom // reduction), (left // reduction, right // reduction)),
         graph=graph,
         cut=cut,
-        continuity=_continuity_weights(graph, settings),
+        continuity=continuity_weights(graph, settings),
         target=shares,
     )
 
 
-def _continuity_weights(graph: RegionGraph | None, settings: Settings) -> Tensor | None:
+def continuity_weights(graph: RegionGraph | None, settings: Settings) -> Tensor | None:
+    """Weights of the edges for the continuity, or None where it is off or there is no graph."""
     if settings.losses.continuity == 0 or graph is None:
         return None
     return graph.continuity_weights(settings.losses.tau_continuity)
@@ -232,7 +233,7 @@ def cropped(image: TrainingImage, settings: Settings, rng: np.random.Generator) 
         pixels=pixels,
         graph=graph,
         cut=None if image.cut is None else graph.cut_weights(settings.losses.tau_cut),
-        continuity=_continuity_weights(graph, settings),
+        continuity=continuity_weights(graph, settings),
         target=target,
     )
 

@@ -1,0 +1,410 @@
+"""Segmenting volumes block by block: in this process, in several, or on a cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from spwnet import outputs
+from spwnet.blocks import tiles
+from spwnet.classes import palette
+from spwnet.errors import InputError, OutputError, SettingsError, Stopped
+from spwnet.images import fingerprint
+from spwnet.runs import TrainedModel, load
+from spwnet.training import Progress, stoppable
+from spwnet.volumereport import figure, mesh, orthogonal, summarise, write_curves
+from spwnet.volumes import SliceSource
+from spwnet.volumetric import grid_of, predict_part
+from spwnet.volumewriting import BlockStore, check_space, check_target, write_volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from spwnet.blocks import Region
+    from spwnet.config import LabelSettings
+    from spwnet.volumes import Volume
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 128
+"""Working voxels along the side of a block, if nothing else is asked for."""
+SLICES = 8
+"""Slices in a block where each slice is labelled on its own."""
+MOST_DEATHS = 10
+"""Times that blocks whose workers died are given out again before the job is given up."""
+SUMMARY = "segmentation.json"
+
+
+@dataclass(frozen=True)
+class VolumeSegmentation:
+    """The labels of a volume.
+
+    Attributes
+    ----------
+    path : Path or None
+        The label volume, if one was written.
+    labels : (D, H, W) array of unsigned int or None
+        The labels, if none was written.
+    summary : dict
+        Voxels, fraction and volume of each class, and fractions along each axis.
+    """
+
+    path: Path | None
+    labels: NDArray[np.unsignedinteger[Any]] | None
+    summary: dict[str, Any]
+
+
+def segment_volume(
+    model: TrainedModel | str | Path,
+    volume: Volume,
+    output: str | Path | None = None,
+    *,
+    labels: LabelSettings | None = None,
+    suffix: str = ".tif",
+    block: int | Sequence[int] | None = None,
+    workers: int | None = None,
+    scheduler: str = "threads",
+    meshes: Sequence[int] = (),
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> VolumeSegmentation:
+    """Segment a volume block by block; the labels do not depend on where blocks are cut.
+
+    Parameters
+    ----------
+    model : TrainedModel or path
+        Trained on a volume, for supervoxels; or on images or slices, which labels each slice along z on its own.
+    volume : Volume
+        From `open_volume`.
+    output : path, optional
+        Folder for ``labels`` with the suffix, ``segmentation.json``, ``fractions.csv`` and ``fractions.png`` (of each
+        class, in all and slice by slice), and ``slices.png`` (three slices at right angles); without one the labels
+        are returned.
+    labels : LabelSettings, optional
+        Number of classes and merges other than the run's own. Cleaning is not for volumes.
+    suffix : str
+        ".tif", ".zarr" (OME-Zarr), ".h5" or ".nxs" (NeXus), ".npy".
+    block : int or three ints, optional
+        Voxels along the sides of a block; if not given, so many that a block takes about half a gigabyte.
+    workers : int, optional
+        Blocks in work at a time; as many as there are processors if not given.
+    scheduler : str
+        "threads" of this process, "processes" on this machine, or the address of a Dask scheduler, whose workers see
+        `output` and the volume under the same paths. The last two need ``spwnet[dask]``.
+    meshes : sequence of int
+        Classes whose surface is written to ``class_K.stl``.
+    device : str
+        Where a model from a run directory is loaded to; a `TrainedModel` stays where it is.
+    overwrite, resume : bool
+        Replace what is in `output`, or make only the blocks that are missing there.
+    on_progress : callable
+        Called with a `Progress` after each block.
+
+    Returns
+    -------
+    VolumeSegmentation
+
+    Raises
+    ------
+    SpwnetError
+        For any input, setting or place that cannot be used, before anything is worked out.
+    Stopped
+        After Ctrl-C; the blocks that are written are complete.
+    """
+    if not isinstance(model, TrainedModel):
+        model = load(model, device=device)
+    chosen = labels or model.settings.labels
+    n_classes = _check(model, volume, chosen)
+    sides = _block_sides(model, volume, block)
+    regions = tiles(volume.shape, sides)
+    beyond = [k for k in meshes if not 0 <= k < n_classes]
+    if beyond:
+        raise SettingsError(f"expected classes 0 to {n_classes - 1} for surfaces, but got {beyond[0]}")
+    if workers is not None and workers < 1:
+        raise SettingsError(f"expected at least one worker, but got {workers}")
+    dtype = outputs.label_dtype(n_classes, ".tif")
+    count = min(workers or torch.get_num_threads(), len(regions))
+    if output is None:
+        if scheduler != "threads":
+            raise SettingsError(f"expected an output folder for the scheduler {scheduler!r}, but got none; give one")
+        found = np.empty(volume.shape, dtype)
+        everything = range(len(regions))
+        blocks = _in_threads(
+            model, volume, regions, chosen, everything, count, lambda k, ids: found.__setitem__(regions[k], ids)
+        )
+        _follow(blocks, len(regions), len(regions), on_progress)
+        summary = summarise(lambda z: found[z], volume.shape, n_classes, volume.spacing, volume.unit)
+        return VolumeSegmentation(None, found, summary)
+
+    folder, target = Path(output), Path(output) / f"labels{suffix}"
+    outputs.check_folder(folder, overwrite=overwrite, resume=resume)
+    key = _key(model, volume, chosen, sides)
+    described = _described(model, volume, chosen, sides, key)
+    before = _finished(folder, target, key) if resume else None
+    if before is not None:
+        return VolumeSegmentation(target, None, before)
+    outputs.prepare_folder(folder, overwrite=overwrite, resume=resume)
+    check_target(target, overwrite=overwrite or resume)
+    check_space(folder, math.prod(volume.shape) * dtype.itemsize * (2 if suffix == ".npy" else 1))
+    if overwrite:
+        BlockStore.remove_any(folder)
+    store = BlockStore(folder, regions, dtype, key)
+    missing = store.missing()
+    if scheduler == "threads":
+        blocks = _in_threads(model, volume, regions, chosen, missing, count, store.write)
+    else:
+        blocks = _on_dask(model, volume, store, chosen, missing, count, scheduler)
+    _follow(blocks, len(missing), len(regions), on_progress)
+
+    provenance = {**described, **outputs.provenance()}
+    write_volume(
+        target, volume.shape, dtype, store.slab, n_classes=n_classes, spacing=volume.spacing, unit=volume.unit,
+        provenance=provenance, overwrite=True,
+    )  # fmt: skip
+    summary = summarise(store.slab, volume.shape, n_classes, volume.spacing, volume.unit)
+    write_curves(folder / "fractions.csv", summary)
+    colours = palette(n_classes)
+    outputs.write_picture(folder / "fractions.png", figure(summary, colours))
+    outputs.write_picture(folder / "slices.png", _three_slices(volume, store, colours))
+    for k in meshes:
+        mesh(store.slab, volume.shape, k, folder / f"class_{k}.stl", volume.spacing)
+    outputs.write_json(folder / SUMMARY, {**provenance, "summary": summary})
+    store.remove()
+    return VolumeSegmentation(target, None, summary)
+
+
+def _check(model: TrainedModel, volume: Volume, labels: LabelSettings) -> int:
+    """Check that a model can label a volume; return the number of classes."""
+    if volume.channels != model.info["channels"]:
+        raise InputError(
+            f"expected a volume of {model.info['channels']} channels as in training, but '{volume.name}' has "
+            f"{volume.channels}; segment volumes of the same kind"
+        )
+    for name, value in (
+        ("fill_holes", labels.fill_holes), ("remove_objects", labels.remove_objects), ("reassign", labels.reassign),
+    ):  # fmt: skip
+        if value:
+            raise SettingsError(
+                f"expected no `labels.{name}` for a volume, because blocks would be cleaned each on its own, but got "
+                f"{value}; leave it out"
+            )
+    if model.solid:
+        grid_of(volume, model.settings.model_copy(update={"labels": labels}))
+    model.members(labels)
+    return model.n_classes(labels)
+
+
+def _block_sides(model: TrainedModel, volume: Volume, block: int | Sequence[int] | None) -> list[int]:
+    """Stored voxels along the sides of a block: as asked for, or about `BLOCK` working voxels, evenly divided."""
+    if block is not None:
+        sides = [block] * 3 if isinstance(block, int) else list(block)
+        if len(sides) != 3 or min(sides) < 1:
+            raise SettingsError(f"expected a block of one or three sides of at least 1 voxel, but got {block}")
+    elif not model.solid:
+        return [min(SLICES, volume.shape[0]), *volume.shape[1:]]
+    if not model.solid:
+        return [min(n, side) for n, side in zip(volume.shape, sides, strict=True)]
+    grid = grid_of(volume, model.settings)
+    steps = [b * c for b, c in zip(grid.bins, grid.cells, strict=True)]
+    if block is None:
+        parts = [max(1, round(n / BLOCK)) for n in grid.working]
+        sides = [math.ceil(n / count) for n, count in zip(volume.shape, parts, strict=True)]
+    # Whole working voxels, or two blocks would each make half of one.
+    return [min(n, -(-side // step) * step) for n, side, step in zip(volume.shape, sides, steps, strict=True)]
+
+
+def _key(model: TrainedModel, volume: Volume, labels: LabelSettings, sides: Sequence[int]) -> str:
+    """Identity of a job: model, labels, blocks, and the volume by its size and its middle slice."""
+    middle = fingerprint(SliceSource(volume)[volume.shape[0] // 2])
+    parts = [model.fingerprint, labels.model_dump(mode="json"), volume.shape, volume.spacing, list(sides), middle]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _described(
+    model: TrainedModel, volume: Volume, labels: LabelSettings, sides: Sequence[int], key: str
+) -> dict[str, Any]:
+    return {
+        "job": key,
+        "volume": {
+            "origin": volume.origin, "shape": volume.shape, "spacing": volume.spacing, "unit": volume.unit,
+        },
+        "block": list(sides),
+        "model": model.fingerprint,
+        "seed": model.settings.seed,
+        "labels": labels.model_dump(mode="json"),
+        "settings": model.settings.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+def _finished(folder: Path, target: Path, key: str) -> dict[str, Any] | None:
+    """Summary of a job that is finished, if it is this one."""
+    try:
+        before = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        same = before["job"] == key
+        summary: dict[str, Any] = before["summary"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not same:
+        raise OutputError(
+            f"expected the job in {folder} to be of this model, volume and settings to go on with it, but it is of "
+            "others; use `--overwrite` or another folder"
+        )
+    return summary if target.exists() else None
+
+
+def _follow(blocks: Iterator[int], missing: int, total: int, on_progress: Callable[[Progress], None]) -> None:
+    """Go through blocks as they are done, telling how far the work is, until Ctrl-C."""
+    start = time.monotonic()
+    with stoppable() as should_stop:
+        for done, _ in enumerate(blocks, start=1):
+            left = (time.monotonic() - start) / done * (missing - done)
+            on_progress(Progress("segment", total - missing + done, total, left, {}))
+            if done < missing and should_stop():
+                raise Stopped(
+                    f"stopped after {total - missing + done} of {total} blocks; go on by `--resume` (in Python "
+                    "`resume=True`)"
+                )
+
+
+def _in_threads(
+    model: TrainedModel,
+    volume: Volume,
+    regions: Sequence[Region],
+    labels: LabelSettings,
+    missing: Sequence[int],
+    workers: int,
+    write: Callable[[int, NDArray[np.int32]], None],
+) -> Iterator[int]:
+    """Label blocks in threads of this process, each with one thread of torch; yield those that are done."""
+
+    def work(k: int) -> int:
+        write(k, predict_part(model, volume, regions[k], labels))
+        return k
+
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
+    limits = threadpool_limits(1, user_api="blas")
+    waiting = {pool.submit(work, k) for k in missing[:workers]}
+    rest = deque(missing[workers:])
+    try:
+        while waiting:
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for one in finished:
+                if rest:
+                    waiting.add(pool.submit(work, rest.popleft()))
+                yield one.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        limits.restore_original_limits()
+        torch.set_num_threads(threads)
+
+
+def _on_dask(
+    model: TrainedModel,
+    volume: Volume,
+    store: BlockStore,
+    labels: LabelSettings,
+    missing: Sequence[int],
+    workers: int,
+    scheduler: str,
+) -> Iterator[int]:
+    """Label blocks on Dask's workers, which write them; yield those that are done."""
+    from asyncio import CancelledError
+
+    with _client(scheduler, workers) as client:
+        from distributed import as_completed
+        from distributed.scheduler import KilledWorker
+
+        for attempt in range(MOST_DEATHS):
+            # Once for each worker, and anew if those died that had it.
+            shared = client.scatter((model, volume, store, labels), broadcast=True, hash=False)
+            futures = client.map(_make_block, missing, shared=shared, pure=False)
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except (KilledWorker, CancelledError) as error:
+                logger.warning("workers died (%d of %d times): %s; going on", attempt + 1, MOST_DEATHS, error)
+            finally:
+                client.cancel(futures)
+            missing = store.missing()
+            if not missing:
+                return
+    raise OutputError(
+        f"expected workers that live, but they died {MOST_DEATHS} times; give them more memory, or use smaller blocks, "
+        "and go on by `--resume`"
+    )
+
+
+def _make_block(k: int, shared: tuple[TrainedModel, Volume, BlockStore, LabelSettings]) -> int:
+    """Label and write one block, on a worker."""
+    model, volume, store, labels = shared
+    torch.set_num_threads(1)
+    if not store.is_done(k):
+        with threadpool_limits(1, user_api="blas"):
+            store.write(k, predict_part(model, volume, store.regions[k], labels))
+    return k
+
+
+@contextmanager
+def _client(scheduler: str, workers: int) -> Iterator[Any]:
+    """Connect to Dask: to worker processes of our own, or to a scheduler that runs somewhere."""
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise SettingsError(
+            "expected the package distributed for worker processes, but it is not installed; install it by "
+            "`pip install 'spwnet[dask]'`"
+        ) from None
+    if scheduler != "processes":
+        try:
+            with Client(scheduler, timeout=30) as client:
+                yield client
+        except (OSError, TimeoutError) as error:
+            raise SettingsError(
+                f"expected a Dask scheduler at {scheduler!r}, but: {error}; check the address, or use 'threads' or "
+                "'processes'"
+            ) from error
+        return
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.ERROR
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _three_slices(volume: Volume, store: BlockStore, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Draw three slices through the middle, of the first channel, and the labels over them."""
+    depth, height, width = volume.shape
+    z, y, x = depth // 2, height // 2, width // 2
+    where = [
+        (slice(z, z + 1), slice(None), slice(None)),
+        (slice(None), slice(y, y + 1), slice(None)),
+        (slice(None), slice(None), slice(x, x + 1)),
+    ]
+    images = [volume.read(part)[..., 0].squeeze(axis) for axis, part in enumerate(where)]
+    step = max(1, 2**26 // (height * width))
+    across = [np.empty(image.shape, store.dtype) for image in images]
+    across[0] = store.slab(slice(z, z + 1))[0]
+    for start in range(0, depth, step):
+        slab = store.slab(slice(start, min(start + step, depth)))
+        across[1][start : start + step], across[2][start : start + step] = slab[:, y], slab[:, :, x]
+    return orthogonal(images, across, colours, volume.spacing)

@@ -1,0 +1,177 @@
+"""Training on a few slices of a volume, with what lies around them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from spwnet.blocks import within
+from spwnet.codebook import Descriptors, fit_codebook
+from spwnet.devices import deterministic
+from spwnet.errors import InputError
+from spwnet.filters import averaged
+from spwnet.graph import build_graph
+from spwnet.runs import evidence_kinds, make_network
+from spwnet.superpixels import superpixels_from_labels
+from spwnet.training import TrainingImage, continuity_weights, fit
+from spwnet.volumetric import STEPS, Part, describe_part, see
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from spwnet.blocks import Grid, Region
+    from spwnet.codebook import Codebook
+    from spwnet.config import Settings
+    from spwnet.model import WNet
+    from spwnet.preparation import Normalisation
+    from spwnet.runs import Run
+    from spwnet.training import Progress
+    from spwnet.volumes import Volume
+
+
+def windows(grid: Grid, slices: Sequence[int], most_pixels: int, seed: int) -> list[Region]:
+    """Return the parts of the slices that are trained on, one layer of cells thick, in working voxels.
+
+    Parameters
+    ----------
+    grid : Grid
+    slices : sequence of int
+        Stored slices along z.
+    most_pixels : int
+        A slice of more than one and a half times as many working voxels is seen in a window of so many, at random.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    depth, *size = grid.working
+    share = math.sqrt(min(1.0, most_pixels / math.prod(size)))
+    sides = size if share**2 * 1.5 > 1 else [max(1, int(n * share)) for n in size]
+    found: list[Region] = []
+    for z in slices:
+        start = z // grid.bins[0] // grid.cells[0] * grid.cells[0]
+        places = [
+            int(rng.integers(0, (n - side) // cell + 1)) * cell
+            for n, side, cell in zip(size, sides, grid.cells[1:], strict=True)
+        ]
+        rows, columns = (slice(place, place + side) for place, side in zip(places, sides, strict=True))
+        found.append((slice(start, min(start + grid.cells[0], depth)), rows, columns))
+    return found
+
+
+def check_size(grid: Grid, settings: Settings) -> None:
+    """Check that slices are large enough for the network.
+
+    Raises
+    ------
+    InputError
+    """
+    cells = [-(-n // c) for n, c in zip(grid.working[1:], grid.cells[1:], strict=True)]
+    if settings.learns and max(cells) <= 2**settings.volumes.n_blocks:
+        raise InputError(
+            f"expected slices of more than {2**settings.volumes.n_blocks * settings.model.reduction} working voxels "
+            f"along one side at least, because the network reduces so many to one, but they have {grid.working[1]}×"
+            f"{grid.working[2]}; use a larger `images.scale`, or the preset 'instant'"
+        )
+
+
+@deterministic()
+def fit_volume(
+    volume: Volume,
+    grid: Grid,
+    cores: Sequence[Region],
+    settings: Settings,
+    normalisation: Normalisation,
+    device: torch.device,
+    *,
+    run: Run | None,
+    resume: bool,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> tuple[WNet | None, Codebook]:
+    """Train the network, if there is one, and fit the codebook on parts of a volume.
+
+    Parameters
+    ----------
+    volume : Volume
+    grid : Grid
+    cores : sequence of regions
+        From `windows`.
+    settings, normalisation, device
+    run : Run or None
+        Where checkpoints and losses go.
+    resume : bool
+    on_progress, should_stop : callable
+        As of `fit`.
+    """
+    channels = volume.channels
+    taught = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"evidence": "handmade"})})
+    parts = [see(volume, grid, core, settings, normalisation, learns=settings.learns) for core in cores]
+    network = None
+    if settings.learns:
+        network = make_network(settings, channels, solid=True).to(device)
+        targets: list[NDArray[np.int32] | None] = [None] * len(parts)
+        if settings.losses.target == "codebook" and settings.losses.similarity > 0:
+            described = [describe_part(None, part, grid, taught, device) for part in parts]
+            codebook = fit_codebook(
+                [_in_core(part, one) for part, one in zip(parts, described, strict=True)],
+                evidence_kinds(taught, channels, solid=True),
+                settings.model.classes,
+                settings.seed,
+                STEPS,
+            )
+            members = np.arange(codebook.finest)
+            targets = [codebook.assign(one, members).classes for one in described]
+        batch = [_set_up(part, grid, settings, classes, device) for part, classes in zip(parts, targets, strict=True)]
+        network.scale_evidence([image.pixels for image in batch])
+        fit(network, batch, settings, run=run, resume=resume, on_progress=on_progress, should_stop=should_stop)
+    with torch.inference_mode():
+        rows = [_in_core(part, describe_part(network, part, grid, settings, device)) for part in parts]
+    kinds = evidence_kinds(settings, channels, solid=True)
+    return network, fit_codebook(rows, kinds, settings.codebook.finest, settings.seed, STEPS)
+
+
+def _in_core(part: Part, descriptors: Descriptors) -> Descriptors:
+    """Keep the supervoxels in the part itself, and the edges between them."""
+    places = torch.arange(len(part.graph.labels)).view(part.graph.shape)[within(part.core, part.around)]
+    graph, nodes = part.graph.part(places)
+    return Descriptors(descriptors.rows[nodes.numpy()], graph.edges.numpy(), graph.contacts.numpy())
+
+
+def _set_up(
+    part: Part, grid: Grid, settings: Settings, target: NDArray[np.integer[Any]] | None, device: torch.device
+) -> TrainingImage:
+    """Make the layer of cells of a part's core an image that the network is trained on."""
+    assert part.pixels is not None
+    z, y, x = within(part.core, part.around)
+    layer = z.start // grid.cells[0]
+    rows, columns = (
+        slice(side.start // cell, -(-side.stop // cell)) for side, cell in zip((y, x), grid.cells[1:], strict=True)
+    )
+    pixels = part.pixels[layer : layer + 1, :, part.inside[0], part.inside[1]][:, :, rows, columns].contiguous()
+    nodes = part.graph.labels.view(part.graph.shape)[z, y, x]
+    # The section of the supervoxels at the first voxel of each cell.
+    labels = nodes[0, :: grid.cells[1], :: grid.cells[2]].numpy()
+    channels = len(part.colour)
+    graph = build_graph(
+        superpixels_from_labels(labels, labels.shape), pixels[0, :channels].movedim(0, -1).numpy(), device
+    )
+    shares = None
+    if target is not None:
+        classes = torch.from_numpy(target.astype(np.int64))[nodes]
+        one_hot = functional.one_hot(classes, settings.model.classes).movedim(-1, 0).float()
+        shares = averaged(one_hot[None], grid.cells)[0, :, 0].contiguous().to(device)
+    height, width = pixels.shape[2:]
+    return TrainingImage(
+        pixels=pixels.to(device),
+        channels=channels,
+        patch_region=((0, height), (0, width)),
+        graph=graph,
+        cut=graph.cut_weights(settings.losses.tau_cut) if settings.losses.cut > 0 else None,
+        continuity=continuity_weights(graph, settings),
+        target=shares,
+    )
