@@ -10,14 +10,14 @@ demo: $(READY)
 	$(BIN)/spwnet demo --out spwnet-demo --overwrite
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --cov --cov-fail-under=95
+	$(BIN)/pytest -n auto --cov --cov-fail-under=95
 
 format: $(READY)
 	$(BIN)/ruff format .

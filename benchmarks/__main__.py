@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cheetah, kills, published, regions, speed, video
+from benchmarks import bimodal, cheetah, kills, published, regions, speed, video
 
 BENCHMARKS = {
     "regions": regions.main,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "step": published.step,
     "cheetah": cheetah.main,
     "video": video.main,
+    "bimodal": bimodal.main,
     "kills": kills.main,
 }
 

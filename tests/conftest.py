@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spwnet import open_volume, train
 from spwnet.config import make_settings
 
 # One busy machine must not fail a property that holds.
@@ -22,6 +23,17 @@ TINY = {
     "codebook.finest": 4,
     "training": {"epochs": 2, "batches": 2, "learning_rate": 1e-2, "precision": "float32"},
 }
+
+
+SOLID = {
+    "images.scale": 1.0,
+    "model": {"classes": 4, "ch_mul": 4},
+    "volumes.size": 8,
+    "labels.classes": 5,
+    "codebook.finest": 6,
+    "training": {"images": 2, "epochs": 1, "batches": 2, "precision": "float32"},
+}
+"""As `TINY`, for volumes."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -68,3 +80,30 @@ def folder(tmp_path, pictures):
     for number, image in enumerate(pictures, start=1):
         Image.fromarray(image).save(path / f"frame_{number:02d}.png")
     return path
+
+
+def phantom(shape=(30, 28, 26), channels=1, seed=0):
+    """Fibres along z in a ground with blobs, and noise, 8 bit, (*shape, C)."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    fibres = np.hypot(y % 12 - 6, x % 12 - 6) < 3.5
+    blobs = np.sin(z / 5) + np.sin(y / 4) + np.sin(x / 4.5) > 1.2
+    values = np.stack([60 + 80 * fibres + 60 * blobs, 200 - 90 * blobs][:channels], axis=-1)
+    return np.clip(values + rng.normal(0, 14, values.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def solid_models():
+    """{(preset, channels): model of a phantom}; "instant" learns nothing."""
+    return {
+        (preset, channels): train(
+            open_volume(phantom((26, 40, 40), channels)), settings=make_settings(preset, overrides=SOLID)
+        )
+        for preset in ("instant", "default")
+        for channels in (1, 2)
+    }
+
+
+@pytest.fixture(scope="session")
+def solid_model(solid_models):
+    return solid_models["instant", 1]

@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import spwnet
 from spwnet import api, cli
 from spwnet.config import make_settings, setting_names
-from tests.conftest import TINY
+from tests.conftest import SOLID, TINY, phantom
 
 FLAGS = ["--set", "images.scale=1.0", "--set", "model={classes=4, ch_mul=4, n_blocks=2}", "--classes", "4"]
 FLAGS += ["--set", "superpixels.size=16", "--epochs", "2", "--set", "training.batches=2"]
@@ -243,6 +245,129 @@ def test_memory_and_disk_errors_are_one_line(folder, tmp_path, capsys, monkeypat
     monkeypatch.setattr(api, "fit", broken)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         cli.main(["train", str(folder), "--run", str(tmp_path / "run"), *FLAGS, "--overwrite"])
+
+
+VOLUME_FLAGS = ["--preset", "instant", "--set", "images.scale=1.0", "--set", "volumes.size=8", "--classes", "5"]
+VOLUME_FLAGS += ["--set", "codebook.finest=6", "--set", "training.images=2"]
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Two registered volumes as HDF5, one of them with two datasets, and a stack of pages."""
+    values = phantom((14, 20, 22), 2)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["entry/data"] = values[..., 0]
+    with h5py.File(tmp_path / "two.h5", "w") as file:
+        file["first"], file["second"] = values[..., 0], values[..., 1]
+    tifffile.imwrite(tmp_path / "stack.tif", values[..., 0], photometric="minisblack")
+    tifffile.imwrite(tmp_path / "short.tif", values[:9, ..., 1], photometric="minisblack")
+    tifffile.imwrite(tmp_path / "other.tif", values[..., 1], photometric="minisblack")
+    return tmp_path
+
+
+def read_volume(path):
+    return spwnet.open_volume(path).read((slice(None),) * 3)[..., 0]
+
+
+def test_volumes_from_the_command_line_equal_the_api(scans, capsys):
+    text = succeed(capsys, "train", scans / "scan.h5", "--run", scans / "run", "--spacing", "2,1,1", "--unit", "um",
+                   *VOLUME_FLAGS)  # fmt: skip
+    assert "of 5 classes in use, " in text
+    assert "score" not in text
+    volume = spwnet.open_volume(scans / "scan.h5", spacing=(2, 1, 1), unit="um")
+    model = spwnet.train(volume, settings=make_settings("instant", overrides=SOLID))
+    assert spwnet.load(scans / "run").fingerprint == model.fingerprint
+    assert spwnet.load(scans / "run").info["volume"]["spacing"] == [2, 1, 1]
+
+    text = succeed(capsys, "segment", scans / "run", scans / "scan.h5", "--out", scans / "out", "--spacing", "2,1,1",
+                   "--unit", "um", "--block", "8", "--workers", "1", "--mesh", "1,0", "--format", "zarr")  # fmt: skip
+    assert "of 5 classes: " in text
+    assert "labels.zarr" in text
+    expected = spwnet.segment_volume(model, volume).labels
+    found = spwnet.open_volume(scans / "out" / "labels.zarr")
+    np.testing.assert_array_equal(read_volume(scans / "out" / "labels.zarr"), expected)
+    assert found.spacing == (2, 1, 1)
+    assert found.unit == "micrometer"
+    assert (scans / "out" / "class_1.stl").exists()
+    assert (scans / "out" / "class_0.stl").exists()
+    assert json.loads((scans / "out" / "segmentation.json").read_text())["block"] == [8, 8, 8]
+
+    succeed(capsys, "segment", scans / "run", scans / "scan.h5", "--out", scans / "few", "--classes", "3", "--merge",
+            "0,1", "--block", "14x20x22", "--spacing", "2,1,1")  # fmt: skip
+    merged = spwnet.config.LabelSettings(classes=3, merge=((0, 1),))
+    np.testing.assert_array_equal(
+        read_volume(scans / "few" / "labels.tif"), spwnet.segment_volume(model, volume, labels=merged).labels
+    )
+    assert "score" not in succeed(capsys, "info", scans / "run")
+
+
+def test_run_of_a_stack_with_another_channel(scans, capsys):
+    arguments = ["run", "--volume", scans / "stack.tif", "--channel", scans / "other.tif", "--out", scans / "out"]
+    arguments += ["--block", "16", "--format", "h5", *VOLUME_FLAGS]
+    text = succeed(capsys, *arguments)
+    assert "trained on 2 images" in text
+    assert f"volume segmented: {scans / 'out' / 'segmentation' / 'labels.h5'}" in text
+    volume = spwnet.open_volume(phantom((14, 20, 22), 2))
+    model = spwnet.train(volume, settings=make_settings("instant", overrides=SOLID))
+    labels = read_volume(scans / "out" / "segmentation" / "labels.h5")
+    np.testing.assert_array_equal(labels, spwnet.segment_volume(model, volume).labels)
+    assert "overwrite" in fail(capsys, *arguments)
+    assert "volume segmented" in succeed(capsys, *arguments, "--resume")
+
+
+def test_one_dataset_of_several(scans, capsys):
+    error = fail(capsys, "train", scans / "two.h5", "--run", scans / "run", *VOLUME_FLAGS)
+    assert "first" in error
+    assert "second" in error
+    assert not (scans / "run").exists()
+    succeed(capsys, "train", scans / "two.h5", "--dataset", "second", "--run", scans / "run", *VOLUME_FLAGS)
+    by_path = ["segment", scans / "run", f"{scans / 'two.h5'}:/second", "--out", scans / "out", "--format", "npy"]
+    succeed(capsys, *by_path)
+    assert np.load(scans / "out" / "labels.npy").shape == (14, 20, 22)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "stack.tif", "--spacing", "2,1,1"],
+            "expected --spacing with a volume, but got images; add --volume",
+        ),
+        (["train", "scan.h5", "--spacing", "0,1,1"], "expected a spacing of one or three numbers above 0"),
+        (["train", "scan.h5", "--spacing", "1,1"], "expected a spacing of one or three numbers above 0"),
+        (["train", "scan.h5", "--spacing", "wide"], "expected numbers like \"1,2,3\" for --spacing, but got 'wide'"),
+        (["train", "scan.h5", "--unit", "furlong"], "expected a unit of"),
+        (["train", "scan.h5", "--axes", "CZYX"], "expected `axes` to name each of the 3 axes"),
+        (["train", "--volume", "stack.tif", "--dataset", "a"], "expected `dataset` for HDF5 and Zarr alone"),
+        (["train", "--volume", "stack.tif", "--channel", "short.tif"], "expected volumes of one shape as channels"),
+        (["train", "no.h5"], "there is no no.h5"),
+        (["train", "scan.h5", "--set", "images.scale=0.4"], "`images.scale` of a volume to be 1, 1/2"),
+        (["train", "scan.h5", "--superpixels", "frames"], "expected `superpixels.method = 'slic'` for a volume"),
+        (["train", "scan.h5", "--frames", "14"], "there is no frame 14"),
+        (["run", "scan.h5", "--block", "big"], "for --block, but got 'big'"),
+        (["run", "scan.h5", "--block", "0"], "expected a block of one or three sides of at least 1 voxel, but got 0"),
+        (["run", "scan.h5", "--workers", "0"], "expected at least one worker"),
+        (["run", "scan.h5", "--format", "png"], "expected a label volume named .tif"),
+        (["run", "scan.h5", "--mesh", "-1"], "expected classes from 0 for surfaces, but got -1"),
+    ],
+)
+def test_mistakes_with_volumes_are_told_without_a_traceback(scans, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(scans)
+    command, *rest = arguments
+    assert message in fail(capsys, command, *VOLUME_FLAGS, *rest, "--out" if command == "run" else "--run", "out")
+    assert not (scans / "out").exists()
+
+
+def test_a_model_and_a_volume_that_do_not_fit(scans, folder, capsys):
+    succeed(capsys, "train", scans / "scan.h5", "--run", scans / "run", *VOLUME_FLAGS)
+    out = ["--out", scans / "out"]
+    assert "expected a volume for this model" in fail(capsys, "segment", scans / "run", folder, *out)
+    two = ["segment", scans / "run", "--volume", scans / "stack.tif", "--channel", scans / "other.tif"]
+    assert "expected a volume of 1 channels" in fail(capsys, *two, *out)
+    one = ["segment", scans / "run", scans / "scan.h5"]
+    assert "expected no `labels.fill_holes` for a volume" in fail(capsys, *one, *out, "--fill-holes", "9")
+    assert "named .tif" in fail(capsys, *one, *out, "--format", "png")
+    assert "a Dask scheduler at 'thread'" in fail(capsys, *one, "--out", scans / "x", "--scheduler", "thread")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "60:00")])

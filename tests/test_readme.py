@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
+import h5py
 import numpy as np
 import pytest
+import tifffile
+import zarr
+from distributed import LocalCluster
 from PIL import Image
 
 from benchmarks import quality
@@ -29,6 +35,36 @@ def commands():
     return [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.strip()]
 
 
+def tomogram(*greys):
+    """A body and fibres in a matrix, 8 bit, of these grey values and noise."""
+    z, y, x = np.mgrid[:16, :32, :36]
+    body = 4 * (z - 8) ** 2 + (y - 16) ** 2 + (x - 14) ** 2 < 11**2
+    fibres = (y // 6 + z // 4) % 3 == 0
+    values = np.select([body, fibres], greys[:2], greys[2])
+    return np.clip(values + np.random.default_rng(1).normal(0, 8, values.shape), 0, 255).astype(np.uint8)
+
+
+def make_volumes(folder):
+    scan = tomogram(180, 120, 60)
+    volumes = {
+        "scan": scan, "neutron": tomogram(60, 170, 60), "xray": tomogram(180, 70, 60), "cut-out": scan[:, 8:24, 8:28],
+        "several": scan,
+    }  # fmt: skip
+    for name, values in volumes.items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            data = file.create_dataset("entry/data/data", data=values)
+            data.attrs["element_size_um"] = (2.0, 1.0, 1.0)
+            if name == "several":
+                file["entry/raw/data"] = values[:8]
+    zarr.save_array(str(folder / "scan.zarr"), scan)
+    zarr.save_array(str(folder / "colour.zarr"), np.repeat(scan[:4, ..., None], 3, axis=-1))
+    tifffile.imwrite(folder / "scan.tif", scan)
+    scan.tofile(folder / "scan.raw")
+    (folder / "slices").mkdir()
+    for number, plane in enumerate(scan):
+        tifffile.imwrite(folder / "slices" / f"slice_{number}.tif", plane)
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
@@ -45,6 +81,7 @@ def workplace(tmp_path_factory):
         for number in range(12):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
         container.mux(stream.encode(None))
+    make_volumes(folder)
     return folder
 
 
@@ -63,6 +100,48 @@ def test_commands_and_snippets_run_in_their_order(workplace, monkeypatch):
     assert (workplace / "clip" / "segmentation" / "overlay.mp4").exists()
     assert (workplace / "network.ts").exists()
     assert (workplace / "python-labels" / "labels" / "frame_01.png").exists()
+    assert (workplace / "phases" / "class_1.stl").exists()
+    whole = tifffile.imread(workplace / "first" / "segmentation" / "labels.tif")
+    for name in ("resumed", "by-processes"):
+        assert np.array_equal(tifffile.imread(workplace / name / "labels.tif"), whole), name
+
+
+def test_cluster_script_runs(workplace, monkeypatch):
+    """The script for SLURM, with workers in this process for jobs."""
+    monkeypatch.chdir(workplace)
+    script = next(block for block in blocks("text") if "SLURMCluster(" in block)
+    asked, ran = [], []
+
+    class Jobs(LocalCluster):
+        def __init__(self, *, queue, account, walltime, cores, processes, memory, job_script_prologue):
+            assert cores == processes
+            super().__init__(n_workers=0, processes=False, protocol="tcp", threads_per_worker=1, dashboard_address=None)
+
+        def scale(self, n=0, *, jobs=None):
+            asked.extend([jobs] if jobs else [])
+            return super().scale(1 if jobs else n)
+
+    def run(command, check):
+        ran.append(command[0])
+        return SimpleNamespace(returncode=cli.main(command[1:]))
+
+    assert cli.main(["train", "scan.h5", "--run", "cluster-run", "--preset", "instant"]) == 0
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", SimpleNamespace(SLURMCluster=Jobs))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(
+        sys, "argv", ["on_slurm.py", *(str(workplace / n) for n in ("cluster-run", "scan.h5", "slurm"))]
+    )
+    with pytest.raises(SystemExit) as end:
+        exec(compile(script, "on_slurm.py", "exec"), {})
+    assert (end.value.code, asked, ran) == (0, [4], ["spwnet"])
+    assert (workplace / "slurm" / "labels.tif").exists()
+
+
+def test_commands_that_need_a_cluster_are_understood():
+    lines = [line for block in blocks("text") for line in block.splitlines() if line.startswith("spwnet ")]
+    assert lines
+    for line in lines:
+        cli.app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
 
 
 def words_of(command):

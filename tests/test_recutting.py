@@ -94,3 +94,42 @@ def test_the_command(segmented, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
     arguments = ["recut", str(segmented), "--classes", "2", "--out", str(tmp_path / "three"), "--overwrite"]
     assert cli.main(arguments) == 0
+
+
+def test_a_video_is_cut_to_label_images(model, folder, segmented, tmp_path):
+    labels = model.settings.labels.model_copy(update={"classes": 9, "steady": False})
+    spwnet.segment(model, folder, tmp_path / "video", labels=labels, suffix=".mp4")
+    spwnet.recut(tmp_path / "video", tmp_path / "of video", classes=4)
+    spwnet.recut(segmented, tmp_path / "of images", classes=4)
+    ours, theirs = read(tmp_path / "of video"), read(tmp_path / "of images")
+    assert list(ours) == list(theirs)
+    for name, cut in ours.items():
+        np.testing.assert_array_equal(cut, theirs[name])
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr", ".h5", ".npy"])
+def test_a_volume_is_cut_slice_by_slice(suffix, tmp_path):
+    rng = np.random.default_rng(0)
+    volume = spwnet.open_volume(rng.integers(0, 200, (12, 24, 20)).astype(np.uint8), spacing=(2, 1, 1))
+    settings = make_settings("instant", overrides={"codebook.finest": 8, "volumes.size": 8})
+    solid = spwnet.train(volume, settings=settings)
+    nine = spwnet.segment_volume(
+        solid, volume, tmp_path / "all", labels=settings.labels.model_copy(update={"classes": 8}), suffix=suffix
+    )
+    spwnet.recut(tmp_path / "all", tmp_path / "three", classes=3)
+    dataset = "labels/classes" if suffix == ".zarr" else None
+    before, after = (
+        spwnet.open_volume(tmp_path / name / f"labels{suffix}", dataset=dataset) for name in ("all", "three")
+    )
+    everything = (slice(None),) * 3
+    table = solid.members(settings.labels.model_copy(update={"classes": 3}))
+    np.testing.assert_array_equal(after.read(everything), table[before.read(everything)])
+    if suffix != ".npy":
+        assert after.spacing == (2, 1, 1)
+    described = json.loads((tmp_path / "three" / "segmentation.json").read_text())
+    assert set(described["summary"]["classes"]) <= {"0", "1", "2"}
+    assert sum(one["voxels"] for one in described["summary"]["classes"].values()) == 12 * 24 * 20
+    assert (tmp_path / "three" / "fractions.csv").exists()
+    assert nine.path is not None
+    with pytest.raises(SettingsError, match="expected 1 to 8 classes"):
+        spwnet.recut(tmp_path / "all", tmp_path / "more", classes=9)

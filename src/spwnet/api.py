@@ -26,7 +26,7 @@ from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
 from spwnet.segmenting import Segmentation, segment
 from spwnet.training import Progress, fit, set_up_image, stoppable
 from spwnet.volumes import SliceSource, Volume
-from spwnet.volumesegmenting import VolumeSegmentation, segment_volume
+from spwnet.volumesegmenting import VolumeSegmentation, check_cleaning, check_options, segment_volume
 from spwnet.volumetraining import check_size, fit_volume, windows
 from spwnet.volumetric import grid_of, predict_part
 
@@ -101,6 +101,7 @@ def train(
             return _train_volume(
                 images, run, settings, frames, device, overwrite=overwrite, resume=resume, on_progress=on_progress
             )
+        check_cleaning(settings.labels)
         images = SliceSource(images)
     target = pick_device(device)
     directory = None if run is None else Run(run)
@@ -374,8 +375,12 @@ def run(
     settings = settings or Settings()
     if isinstance(images, Volume):
         again: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
-        model = train(images, folder / "run", settings=settings, frames=frames, **again)
-        return model, segment_volume(model, images, folder / "segmentation", suffix=suffix or ".tif", **blocks, **again)
+        blocks["suffix"] = suffix or ".tif"
+        check_options(**blocks)
+        model = train(images, folder / "run", settings=settings, frames=frames, superpixels=superpixels, **again)
+        return model, segment_volume(model, images, folder / "segmentation", **blocks, **again)
+    if blocks:
+        raise TypeError(f"run() got the argument {next(iter(blocks))!r}, which is for volumes alone or unknown")
     source = open_images(images, settings.images.axes)
     check_same_channels(source)
     places: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}

@@ -113,7 +113,9 @@ class VolumeOptions:
     )
     channel: Annotated[
         list[str] | None,
-        Parameter(help="One more volume, registered with the first, as a channel; may be repeated.", negative=""),
+        Parameter(
+            help="More images or another volume, registered with the first, as channels; may be repeated.", negative=""
+        ),
     ] = None
     axes: Annotated[str | None, Parameter(help='Order of the axes as stored, for example "CZYX".')] = None
     dataset: Annotated[str | None, Parameter(help="Path of the dataset in an HDF5 file or a Zarr group.")] = None
@@ -142,7 +144,7 @@ class BlockOptions:
 
 @app.command
 def train(
-    images: Images,
+    images: Images = [],  # noqa: B006
     /,
     *,
     run: Annotated[Path, Parameter(help="Run directory to write.")],
@@ -177,7 +179,7 @@ def train(
 @app.command
 def segment(
     run: Annotated[Path, Parameter(help="Run directory of a trained network.")],
-    images: Images,
+    images: Images = [],  # noqa: B006
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder to write labels, overlays and segmentation.json to.")],
@@ -216,6 +218,13 @@ def segment(
     if _is_volume(source):
         from spwnet.volumesegmenting import segment_volume
 
+        refused = {
+            "--frames": frames, "--superpixels": superpixels, "--steady": steady, "--uncertainty": uncertainty or None,
+            "--full-overlays": full_overlays or None,
+        }  # fmt: skip
+        given = [name for name, value in refused.items() if value is not None]
+        if given:
+            raise SettingsError(f"expected no {given[0]} with a volume, all of which is segmented; leave it out")
         with _bar() as on_progress:
             found = segment_volume(
                 model, source, out, labels=labels, suffix=_suffix(suffix) or ".tif", device=device,
@@ -236,7 +245,7 @@ def segment(
 
 @app.command(name="run")
 def run_both(
-    images: Images,
+    images: Images = [],  # noqa: B006
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder to write: run/ and segmentation/.")],
@@ -541,20 +550,35 @@ def _inputs(images: list[str], reading: VolumeOptions | None = None) -> Any:
         return paths
     from spwnet.volumes import is_volume, join_channels, open_volume
 
-    if not (reading.volume or reading.channel or any(is_volume(image) for image in images)):
+    files = [paths] if images else []
+    files += reading.channel or []
+    if not files:
+        raise SettingsError("expected images or a volume, but got none; name files, or channels by --channel")
+    if not (reading.volume or any(is_volume(one) for entry in files for one in _listed(entry))):
         names = ("dataset", "spacing", "unit", "shape", "dtype")
         given = [name for name in names if getattr(reading, name) is not None]
         if given:
             raise SettingsError(f"expected --{given[0]} with a volume, but got images; add --volume if they are one")
-        return paths
+        if len(files) == 1 and reading.axes is None:
+            return files[0]
+        from spwnet.images import JoinedImages, open_images
+
+        if len(files) == 1:
+            return open_images(files[0], reading.axes)
+
+        return JoinedImages([open_images(entry, reading.axes) for entry in files])
     spacing = _numbers(reading.spacing, float, "spacing")
     options: dict[str, Any] = {
         "axes": reading.axes, "dataset": reading.dataset, "level": reading.level, "unit": reading.unit,
         "spacing": spacing[0] if spacing and len(spacing) == 1 else spacing,
         "shape": _numbers(reading.shape, int, "shape"), "dtype": reading.dtype, "offset": reading.offset,
     }  # fmt: skip
-    volumes = [open_volume(entry, **options) for entry in [paths, *(reading.channel or [])]]
+    volumes = [open_volume(entry, **options) for entry in files]
     return volumes[0] if len(volumes) == 1 else join_channels(volumes)
+
+
+def _listed(entry: Any) -> list[Any]:
+    return entry if isinstance(entry, list) else [entry]
 
 
 def _is_volume(source: Any) -> bool:

@@ -243,7 +243,7 @@ class VolumeSettings(_Section):
 
     mode: Literal["supervoxels", "slices"] = "supervoxels"
     """Supervoxels with evidence in all directions, or each slice on its own as an image."""
-    size: float = Field(20.0, ge=1, allow_inf_nan=False)
+    size: float = Field(12.0, ge=1, allow_inf_nan=False)
     """Working voxels in one supervoxel on average."""
     n_blocks: int = Field(1, ge=1, le=8)
     """Poolings of the network for volumes: each doubles what a block has to see around it, and more."""

@@ -75,11 +75,11 @@ def kinds(evidence: str, channels: int, learned: int, ndim: int = 2) -> list[Kin
 
 
 SOLID: dict[str, tuple[tuple[str, ...], float]] = {
-    "colour": (("colour",), 1.4),
+    "colour": (("colour",), 1.6),
     "smooth": (("smooth 1", "smooth 2"), 0.8),
     "energy": (("energy 0",), 0.3),
-    "band": (("band 1",), 0.3),
-    "grain": (("grain 4",), 0.5),
+    "band": (("band 1",), 0.6),
+    "grain": (("grain 4",), 0.35),
 }
 """As `GROUPS`, for volumes: what can be seen from near by, so that a block needs little around it."""
 NEAR, FINE, GRAIN = 2.0, 1.0, 4.0

@@ -124,6 +124,11 @@ def export(
             "expected a run with a network to export, but this one was made without training; "
             "train with `codebook.evidence = 'all'`, as the preset default has it"
         )
+    if model.solid:
+        raise SettingsError(
+            "expected a run on images to export, but this one is of a volume, whose network takes evidence of what is "
+            "around a slice; export a run on images, or train with `volumes.mode = 'slices'`"
+        )
     # A copy on the processor in float32, wherever the model is.
     network = copy.deepcopy(model.network).eval().requires_grad_(False).float().to("cpu")
     module = Classifier(network, model).eval()

@@ -172,6 +172,56 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
     return _Images(_unique_names(paths), numbers, lambda k: (_single(_open(paths[k], axes)), 0), paths)
 
 
+class JoinedImages:
+    """Several registered sources as one of more channels, in the order given; an `ImageSource`.
+
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        Of as many images each, of the same size in pixels; the first gives names and numbers.
+
+    Raises
+    ------
+    InputError
+        If they differ in number; on reading, if two images differ in size.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self._sources = tuple(sources)
+        first = self._sources[0]
+        for other in self._sources[1:]:
+            if len(other) != len(first):
+                raise InputError(
+                    f"expected as many images in each channel, but '{first.names[0]}' … are {len(first)} and "
+                    f"'{other.names[0]}' … are {len(other)}; give one image of each kind for every place"
+                )
+        self.names, self.numbers = first.names, first.numbers
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, position: int) -> Image:
+        images = [source[position] for source in self._sources]
+        for image in images[1:]:
+            if image.pixels.shape[:2] != images[0].pixels.shape[:2]:
+                ours, theirs = (f"{one.pixels.shape[0]}×{one.pixels.shape[1]}" for one in (images[0], image))
+                raise InputError(
+                    f"expected channels of one size, but '{images[0].name}' has {ours} and '{image.name}' {theirs} "
+                    "pixels; register them and cut them to what they have in common first"
+                )
+        dtype = np.result_type(*(image.pixels.dtype for image in images))
+        pixels = np.concatenate([image.pixels.astype(dtype, copy=False) for image in images], axis=-1)
+        return Image(pixels, self.names[position], rgb=False)
+
+    def channels(self, position: int) -> int:
+        """Count the channels of an image."""
+        counts = [getattr(source, "channels", None) for source in self._sources]
+        return sum(
+            count(position) if callable(count) else source[position].pixels.shape[-1]
+            for count, source in zip(counts, self._sources, strict=True)
+        )
+
+
 def frame_indices(source: ImageSource, frames: Sequence[int | str] | str) -> list[int]:
     """Positions of images by their frame numbers, in the order given; "all" gives every one.
 

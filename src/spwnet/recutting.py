@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet import outputs
-from spwnet.classes import areas
+from spwnet.classes import areas, palette
 from spwnet.codebook import coarser, is_tree
 from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
 from spwnet.results import class_table
+from spwnet.volumereport import figure, summarise, write_curves
+from spwnet.volumes import open_volume
+from spwnet.volumewriting import write_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+VIDEO = ".mp4"
 
 
 def recut(
@@ -27,14 +34,16 @@ def recut(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Path:
-    """Write the label images of a segmentation with fewer classes; those that are left keep their ids.
+    """Write the labels of a segmentation with fewer classes; those that are left keep their ids.
+
+    Label images become label images, and so do the frames of a label video; a label volume becomes one of its format.
 
     Parameters
     ----------
     segmentation : path
         Folder that `segment` wrote.
     output : path
-        Folder for ``labels/`` and ``segmentation.json``.
+        Folder for ``labels/``, or a label volume, and ``segmentation.json``.
     classes : int
         Number of classes, at most that of the segmentation.
     overwrite : bool
@@ -66,16 +75,25 @@ def recut(
             "segment again with more"
         )
     outputs.check_folder(target, overwrite=overwrite)
-    labels = open_images(source / "labels", None)
-    names = [name for name in summary["images"] if name in labels.names]
+    table = coarser(parents, classes)
+    if "volume" in summary:
+        return _recut_volume(source, target, summary, table, classes)
+    if summary["suffix"] == VIDEO:
+        # The frames of a label video, by their order, become label images.
+        labels = open_images(source / f"labels{VIDEO}", None)
+        position = {name: k for k, name in enumerate(summary["images"])}
+        summary["suffix"] = ".png"
+    else:
+        labels = open_images(source / "labels", None)
+        position = {name: k for k, name in enumerate(labels.names)}
+    names = [name for name in summary["images"] if position.get(name, len(labels)) < len(labels)]
     if len(names) < len(summary["images"]):
-        missing = next(name for name in summary["images"] if name not in labels.names)
+        missing = next(name for name in summary["images"] if name not in names)
         raise InputError(f"expected a label image of '{missing}' in {source / 'labels'}, but there is none")
     outputs.prepare_folder(target / "labels", overwrite=True)
-    table = coarser(parents, classes)
     images: dict[str, dict[str, Any]] = {}
     for done, name in enumerate(names, start=1):
-        found = label_image(labels, labels.names.index(name))
+        found = label_image(labels, position[name])
         if int(found.max()) >= len(table):
             raise InputError(f"expected class ids below {len(table)} in '{name}', but got {found.max()}; segment again")
         cut = table[found]
@@ -98,13 +116,44 @@ def recut(
     return target
 
 
+def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: NDArray[np.int32], classes: int) -> Path:
+    """Write a label volume with fewer classes, a few slices at a time."""
+    found = open_volume(
+        source / f"labels{summary['suffix']}", dataset="labels/classes" if summary["suffix"] == ".zarr" else None
+    )
+    dtype = outputs.label_dtype(classes, ".tif")
+
+    def slab(z: slice) -> NDArray[Any]:
+        ids = found.read((z, slice(None), slice(None)))[..., 0]
+        if int(ids.max(initial=0)) >= len(table):
+            raise InputError(f"expected class ids below {len(table)} in {found.origin}, but got {ids.max()}")
+        fewer: NDArray[Any] = table[ids].astype(dtype)
+        return fewer
+
+    described = summary["volume"]
+    spacing, unit = described["spacing"], described["unit"]
+    outputs.prepare_folder(target, overwrite=True)
+    labels = {**summary["labels"], "classes": classes}
+    tree = {key: values[:classes] for key, values in summary["tree"].items()}
+    provenance = {**summary, "labels": labels, "tree": tree, **outputs.provenance()}
+    write_volume(
+        target / f"labels{summary['suffix']}", found.shape, dtype, slab, n_classes=classes, spacing=spacing, unit=unit,
+        provenance={key: value for key, value in provenance.items() if key != "summary"}, overwrite=True,
+    )  # fmt: skip
+    counted = summarise(slab, found.shape, classes, spacing, unit)
+    write_curves(target / "fractions.csv", counted)
+    outputs.write_picture(target / "fractions.png", figure(counted, palette(classes)))
+    outputs.write_json(target / "segmentation.json", {**provenance, "summary": counted})
+    return target
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.int32]]]:
     """Read and check the summary of a segmentation; return it with the parents of its classes."""
     file = folder / "segmentation.json"
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         complete, suffix, parents = summary["complete"], summary["suffix"], summary["tree"]["parents"]
-        images = dict(summary["images"])
+        images = dict(summary["summary"]["classes"] if "volume" in summary else summary["images"])
         tree = np.array(parents, np.int32)
     except FileNotFoundError:
         raise InputError(f"expected a segmentation with a segmentation.json at {folder}, but there is none") from None
@@ -114,7 +163,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.int
         ) from error
     if complete is not True or not images:
         raise InputError(f"expected a complete segmentation at {folder}, but it is not; go on with it by `--resume`")
-    if not is_tree(tree) or suffix not in (".png", ".tif"):
+    suffixes = (".tif", ".zarr", ".h5", ".nxs", ".npy") if "volume" in summary else (".png", ".tif", VIDEO)
+    if not is_tree(tree) or suffix not in suffixes:
         raise InputError(f"expected a tree of classes in {file}, but got {parents!r}; segment again")
     if any(Path(name).name != name for name in images):
         raise OutputError(f"expected plain names of images in {file}, but got {sorted(images)[0]!r}; segment again")

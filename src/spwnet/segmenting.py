@@ -129,8 +129,8 @@ def segment(
         model = load(model, device=device)
     if model.solid:
         raise InputError(
-            "expected images for `segment`, but this model is of a volume; open one by `open_volume` and use "
-            "`segment_volume` (`spwnet segment` with a volume)"
+            "expected a volume for this model, which was trained on one, but got images; open it by `open_volume` and "
+            "use `segment_volume` (on the command line: `spwnet segment` with --volume)"
         )
     cleaning = labels or model.settings.labels
     if cleaning.mode == "codebook" and model.codebook is None:

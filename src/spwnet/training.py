@@ -253,38 +253,53 @@ def loss_terms(
     dtype : torch dtype
         Arithmetic of the convolutions.
     """
-    weights, channels = settings.losses, images[0].channels
     several: list[dict[str, Tensor]] = [{} for _ in images]
+    for part in loss_parts(network, images, settings, rng, dtype):
+        for index, terms in part.items():
+            for name, value in terms.items():
+                several[index][name] = several[index][name] + value if name in several[index] else value
+    return several
+
+
+def loss_parts(
+    network: WNet, images: Sequence[TrainingImage], settings: Settings, rng: np.random.Generator, dtype: torch.dtype
+) -> Iterator[dict[int, dict[str, Tensor]]]:
+    """Yield the losses in parts that add up to `loss_terms`, {position of the image: {name: scalar}}.
+
+    Taking the gradients of one part before the next is asked for needs less memory: each size of patches is a part.
+    """
+    weights, channels = settings.losses, images[0].channels
     if weights.patches > 0:
-        for image, terms in zip(images, several, strict=True):
-            terms["patches"] = _patch_error(network, image, settings, rng, dtype)
+        for index, image in enumerate(images):
+            for error in _patch_errors(network, image, settings, rng, dtype):
+                yield {index: {"patches": error}}
     if not any((weights.image, weights.cut, weights.similarity, weights.continuity)):
-        return several
+        return
     images = [cropped(image, settings, rng) for image in images]
     pixels = torch.cat([_jittered(image, rng) for image in images])
     pixels = pixels.contiguous(memory_format=training_format(pixels.ndim - 2, dtype, pixels.device))
     with arithmetic(pixels.device, dtype):
         features, output = network(pixels) if weights.image > 0 else (network.encode(pixels), None)
-    for index, (image, terms) in enumerate(zip(images, several, strict=True)):
+    part: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(images))}
+    for index, image in enumerate(images):
         if output is not None:
-            terms["image"] = losses.reconstruction(output[index], image.pixels[0, :channels])
-        terms |= _segmentation_terms(features[index], image, settings)
-    return several
+            part[index]["image"] = losses.reconstruction(output[index], image.pixels[0, :channels])
+        part[index] |= _segmentation_terms(features[index], image, settings)
+    yield part
 
 
-def _patch_error(
+def _patch_errors(
     network: WNet, image: TrainingImage, settings: Settings, rng: np.random.Generator, dtype: torch.dtype
-) -> Tensor:
-    """Mean over the patch sizes of the reconstruction's error."""
-    errors, reduction = [], settings.model.reduction
-    for height, width, count in make_schedule(settings.patches):
+) -> Iterator[Tensor]:
+    """Yield the error of the reconstruction of each patch size, over the number of sizes."""
+    schedule, reduction = make_schedule(settings.patches), settings.model.reduction
+    for height, width, count in schedule:
         sides = max(1, height // reduction), max(1, width // reduction)
         patches = sample_patches(image.pixels[0], *sides, count, rng, image.patch_region)
         patches = patches.contiguous(memory_format=training_format(patches.ndim - 2, dtype, patches.device))
         with arithmetic(patches.device, dtype):
             _, output = network(patches)
-        errors.append(losses.reconstruction(output, patches[:, : image.channels]))
-    return torch.stack(errors).mean()
+        yield losses.reconstruction(output, patches[:, : image.channels]) / len(schedule)
 
 
 def together(images: Sequence[TrainingImage], most: int) -> list[list[TrainingImage]]:
@@ -365,12 +380,12 @@ def step(
     optimiser.zero_grad(set_to_none=True)
     # Whole images one by one, as published: that many activations are kept at a time.
     for group in together(images, 1 if settings.patches.crop is None else MOST_TOGETHER):
-        several = loss_terms(network, group, settings, rng, dtype)
-        totals = [losses.weighted_sum(terms, weights) for terms in several]
-        torch.stack(totals).sum().backward()  # type: ignore[no-untyped-call]
-        for terms, total in zip(several, totals, strict=True):
-            for name, value in {**terms, "total": total}.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
+        for part in loss_parts(network, group, settings, rng, dtype):
+            totals = {index: losses.weighted_sum(terms, weights) for index, terms in part.items()}
+            torch.stack(list(totals.values())).sum().backward()  # type: ignore[no-untyped-call]
+            for index, terms in part.items():
+                for name, value in {**terms, "total": totals[index]}.items():
+                    sums[name] = sums.get(name, 0.0) + value.item()
     odd = [name for name, value in sums.items() if not math.isfinite(value)]
     if odd:
         raise RunError(

@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,12 @@ from spwnet.images import fingerprint
 from spwnet.runs import TrainedModel, load
 from spwnet.training import Progress, stoppable
 from spwnet.volumereport import figure, mesh, orthogonal, summarise, write_curves
-from spwnet.volumes import SliceSource
+from spwnet.volumes import SliceSource, open_volume
 from spwnet.volumetric import grid_of, predict_part
-from spwnet.volumewriting import BlockStore, check_space, check_target, write_volume
+from spwnet.volumewriting import BlockStore, check_space, check_suffix, check_target, write_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,6 +47,8 @@ SLICES = 8
 """Slices in a block where each slice is labelled on its own."""
 MOST_DEATHS = 10
 """Times that blocks whose workers died are given out again before the job is given up."""
+CONNECT_SECONDS = 30
+"""Time that a Dask scheduler has to answer."""
 SUMMARY = "segmentation.json"
 
 
@@ -131,14 +133,13 @@ def segment_volume(
     if not isinstance(model, TrainedModel):
         model = load(model, device=device)
     chosen = labels or model.settings.labels
+    check_options(suffix=suffix, block=block, workers=workers)
     n_classes = _check(model, volume, chosen)
     sides = _block_sides(model, volume, block)
     regions = tiles(volume.shape, sides)
     beyond = [k for k in meshes if not 0 <= k < n_classes]
     if beyond:
         raise SettingsError(f"expected classes 0 to {n_classes - 1} for surfaces, but got {beyond[0]}")
-    if workers is not None and workers < 1:
-        raise SettingsError(f"expected at least one worker, but got {workers}")
     dtype = outputs.label_dtype(n_classes, ".tif")
     count = min(workers or torch.get_num_threads(), len(regions))
     if output is None:
@@ -153,18 +154,24 @@ def segment_volume(
         summary = summarise(lambda z: found[z], volume.shape, n_classes, volume.spacing, volume.unit)
         return VolumeSegmentation(None, found, summary)
 
-    folder, target = Path(output), Path(output) / f"labels{suffix}"
+    # Whole, for workers that run elsewhere.
+    folder = Path(output).absolute()
+    target = folder / f"labels{suffix}"
     outputs.check_folder(folder, overwrite=overwrite, resume=resume)
     key = _key(model, volume, chosen, sides)
     described = _described(model, volume, chosen, sides, key)
     before = _finished(folder, target, key) if resume else None
     if before is not None:
+        written = open_volume(target, dataset="labels/classes" if suffix == ".zarr" else None)
+        _write_meshes(folder, meshes, lambda z: written.read((z, slice(None), slice(None)))[..., 0], volume)
         return VolumeSegmentation(target, None, before)
     outputs.prepare_folder(folder, overwrite=overwrite, resume=resume)
     check_target(target, overwrite=overwrite or resume)
     check_space(folder, math.prod(volume.shape) * dtype.itemsize * (2 if suffix == ".npy" else 1))
     if overwrite:
         BlockStore.remove_any(folder)
+        # Of an earlier job, which it would be taken for when this one is resumed.
+        (folder / SUMMARY).unlink(missing_ok=True)
     store = BlockStore(folder, regions, dtype, key)
     missing = store.missing()
     if scheduler == "threads":
@@ -183,11 +190,56 @@ def segment_volume(
     colours = palette(n_classes)
     outputs.write_picture(folder / "fractions.png", figure(summary, colours))
     outputs.write_picture(folder / "slices.png", _three_slices(volume, store, colours))
-    for k in meshes:
-        mesh(store.slab, volume.shape, k, folder / f"class_{k}.stl", volume.spacing)
-    outputs.write_json(folder / SUMMARY, {**provenance, "summary": summary})
+    _write_meshes(folder, meshes, store.slab, volume)
+    tree = None
+    if chosen.mode == "codebook" and model.codebook is not None:
+        parents, heights = model.codebook.parents[:n_classes], model.codebook.heights[:n_classes]
+        tree = {"parents": parents.tolist(), "heights": heights.tolist()}
+    whole = {"complete": True, "suffix": suffix, "n_classes": n_classes, "tree": tree}
+    outputs.write_json(folder / SUMMARY, {**provenance, **whole, "summary": summary})
     store.remove()
     return VolumeSegmentation(target, None, summary)
+
+
+def check_options(
+    *,
+    suffix: str = ".tif",
+    block: int | Sequence[int] | None = None,
+    workers: int | None = None,
+    scheduler: str = "threads",
+    meshes: Sequence[int] = (),
+) -> None:
+    """Check what can be checked of the options of `segment_volume` before there is a model.
+
+    Raises
+    ------
+    SettingsError, OutputError
+    """
+    check_suffix(f"labels{suffix}")
+    sides = [block] * 3 if isinstance(block, int) else block
+    if sides is not None and (len(sides) != 3 or min(sides) < 1):
+        raise SettingsError(f"expected a block of one or three sides of at least 1 voxel, but got {block}")
+    if workers is not None and workers < 1:
+        raise SettingsError(f"expected at least one worker, but got {workers}")
+    if min(meshes, default=0) < 0:
+        raise SettingsError(f"expected classes from 0 for surfaces, but got {min(meshes)}")
+
+
+def check_cleaning(labels: LabelSettings) -> None:
+    """Check that labels need no cleaning.
+
+    Raises
+    ------
+    SettingsError
+    """
+    for name, value in (
+        ("fill_holes", labels.fill_holes), ("remove_objects", labels.remove_objects), ("reassign", labels.reassign),
+    ):  # fmt: skip
+        if value:
+            raise SettingsError(
+                f"expected no `labels.{name}` for a volume, because blocks would be cleaned each on its own, but got "
+                f"{value}; leave it out"
+            )
 
 
 def _check(model: TrainedModel, volume: Volume, labels: LabelSettings) -> int:
@@ -197,16 +249,14 @@ def _check(model: TrainedModel, volume: Volume, labels: LabelSettings) -> int:
             f"expected a volume of {model.info['channels']} channels as in training, but '{volume.name}' has "
             f"{volume.channels}; segment volumes of the same kind"
         )
-    for name, value in (
-        ("fill_holes", labels.fill_holes), ("remove_objects", labels.remove_objects), ("reassign", labels.reassign),
-    ):  # fmt: skip
-        if value:
-            raise SettingsError(
-                f"expected no `labels.{name}` for a volume, because blocks would be cleaned each on its own, but got "
-                f"{value}; leave it out"
-            )
+    check_cleaning(labels)
     if model.solid:
         grid_of(volume, model.settings.model_copy(update={"labels": labels}))
+    elif model.settings.superpixels.method == "labels":
+        raise SettingsError(
+            "expected a model that makes its superpixels for a volume, but this one takes the user's; segment the "
+            "slices as images"
+        )
     model.members(labels)
     return model.n_classes(labels)
 
@@ -215,8 +265,6 @@ def _block_sides(model: TrainedModel, volume: Volume, block: int | Sequence[int]
     """Stored voxels along the sides of a block: as asked for, or about `BLOCK` working voxels, evenly divided."""
     if block is not None:
         sides = [block] * 3 if isinstance(block, int) else list(block)
-        if len(sides) != 3 or min(sides) < 1:
-            raise SettingsError(f"expected a block of one or three sides of at least 1 voxel, but got {block}")
     elif not model.solid:
         return [min(SLICES, volume.shape[0]), *volume.shape[1:]]
     if not model.solid:
@@ -269,10 +317,11 @@ def _finished(folder: Path, target: Path, key: str) -> dict[str, Any] | None:
     return summary if target.exists() else None
 
 
-def _follow(blocks: Iterator[int], missing: int, total: int, on_progress: Callable[[Progress], None]) -> None:
+def _follow(blocks: Generator[int], missing: int, total: int, on_progress: Callable[[Progress], None]) -> None:
     """Go through blocks as they are done, telling how far the work is, until Ctrl-C."""
     start = time.monotonic()
-    with stoppable() as should_stop:
+    # Closed, or threads and workers would go on after Ctrl-C for as long as somebody holds the error.
+    with stoppable() as should_stop, closing(blocks):
         for done, _ in enumerate(blocks, start=1):
             left = (time.monotonic() - start) / done * (missing - done)
             on_progress(Progress("segment", total - missing + done, total, left, {}))
@@ -291,7 +340,7 @@ def _in_threads(
     missing: Sequence[int],
     workers: int,
     write: Callable[[int, NDArray[np.int32]], None],
-) -> Iterator[int]:
+) -> Generator[int]:
     """Label blocks in threads of this process, each with one thread of torch; yield those that are done."""
 
     def work(k: int) -> int:
@@ -324,26 +373,37 @@ def _on_dask(
     missing: Sequence[int],
     workers: int,
     scheduler: str,
-) -> Iterator[int]:
+) -> Generator[int]:
     """Label blocks on Dask's workers, which write them; yield those that are done."""
     from asyncio import CancelledError
+    from concurrent.futures import CancelledError as FutureCancelled
 
     with _client(scheduler, workers) as client:
         from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
         for attempt in range(MOST_DEATHS):
+            if not client.scheduler_info()["workers"]:
+                # Those of a cluster may be queued for hours.
+                logger.warning("waiting for workers")
+                client.wait_for_workers(1)
             # Once for each worker, and anew if those died that had it.
             shared = client.scatter((model, volume, store, labels), broadcast=True, hash=False)
             futures = client.map(_make_block, missing, shared=shared, pure=False)
+            told = set()
             try:
                 for future in as_completed(futures):
-                    yield future.result()
-            except (KilledWorker, CancelledError) as error:
+                    k = future.result()
+                    told.add(k)
+                    yield k
+            except (KilledWorker, CancelledError, FutureCancelled) as error:
                 logger.warning("workers died (%d of %d times): %s; going on", attempt + 1, MOST_DEATHS, error)
             finally:
                 client.cancel(futures)
-            missing = store.missing()
+            left = store.missing()
+            # Written by workers that died before they could tell.
+            yield from [k for k in missing if k not in told and k not in left]
+            missing = left
             if not missing:
                 return
     raise OutputError(
@@ -374,13 +434,14 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
         ) from None
     if scheduler != "processes":
         try:
-            with Client(scheduler, timeout=30) as client:
-                yield client
-        except (OSError, TimeoutError) as error:
+            client = Client(scheduler, timeout=CONNECT_SECONDS)
+        except (OSError, ValueError) as error:
             raise SettingsError(
                 f"expected a Dask scheduler at {scheduler!r}, but: {error}; check the address, or use 'threads' or "
                 "'processes'"
             ) from error
+        with client:
+            yield client
         return
     with (
         LocalCluster(
@@ -389,6 +450,15 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         yield client
+
+
+def _write_meshes(folder: Path, classes: Sequence[int], slab: Callable[[slice], NDArray[Any]], volume: Volume) -> None:
+    """Write the surfaces of classes; those that do not occur are named."""
+    for k in classes:
+        try:
+            mesh(slab, volume.shape, k, folder / f"class_{k}.stl", volume.spacing)
+        except OutputError as error:
+            logger.warning("no surface of class %d: %s", k, error)
 
 
 def _three_slices(volume: Volume, store: BlockStore, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:

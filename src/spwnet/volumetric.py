@@ -20,7 +20,7 @@ from spwnet.graph import RegionGraph, build_graph
 from spwnet.images import Image
 from spwnet.prediction import predict, prepare_image
 from spwnet.preparation import LAB_RANGE, SMOOTH, perceptual, restore, to_unit
-from spwnet.superpixels import ITERATIONS, Seeds, lattice_slic, numbered
+from spwnet.superpixels import Seeds, lattice_slic, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from spwnet.runs import TrainedModel
     from spwnet.volumes import Volume
 
-STEPS = 2
+STEPS = 1
 """Of evening out between supervoxels, and of agreeing on classes: more change little, and see further."""
+ITERATIONS = 2
+"""Of SLIC, likewise."""
 SLAB_VOXELS = 2_000_000
 """Stored voxels that are read and averaged at a time."""
 BATCH_CELLS = 60_000
@@ -190,7 +192,8 @@ def see(
         Seeds(size, count, part.start, part.stop)
         for size, count, part in zip(grid.working, grid.seeds, seeded, strict=True)
     ]
-    labels = lattice_slic(smooth[(slice(None), *within(seeded, wide))], axes, settings.superpixels.compactness)
+    features = smooth[(slice(None), *within(seeded, wide))]
+    labels = lattice_slic(features, axes, settings.superpixels.compactness, ITERATIONS)
     here = within(around, wide)
     own = labels[within(around, seeded)].numpy()
     graph = lattice_graph(own, [len(seeds.present) for seeds in axes], unit[(slice(None), *here)])
@@ -252,23 +255,26 @@ def lattice_graph(labels: NDArray[np.int32], lattice: Sequence[int], unit: Tenso
 
     found = numbered(labels)
     flat, count = found.labels.ravel(), found.count
-    strides = np.array([lattice[1] * lattice[2], lattice[2], 1])
-    most = 2 * int(strides.sum())
+    # Voxels that touch have seeds at most two apart along an axis: the sum of weighted places tells every such step.
+    weights = (25, 5, 1)
+    z, y, x = (np.arange(n, dtype=np.int32) * weight for n, weight in zip(lattice, weights, strict=True))
+    places = (z[:, None, None] + y[:, None] + x).ravel()[labels]
+    most = 2 * sum(weights)
     neighbour = np.zeros(2 * most + 1, bool)
     for offset in product((-1, 0, 1), repeat=3):
-        neighbour[most + int(np.dot(offset, strides))] = True
+        neighbour[most + int(np.dot(offset, weights))] = True
     neighbour[most] = False
     lower, upper = [], []
     for axis in range(3):
         near, far = (
             tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(None, -1), slice(1, None))
         )
-        apart = neighbour[labels[far] - labels[near] + most]
+        apart = neighbour[places[far] - places[near] + most]
         a, b = found.labels[near][apart], found.labels[far][apart]
         lower.append(np.minimum(a, b))
         upper.append(np.maximum(a, b))
-    places = (np.concatenate(lower), np.concatenate(upper))
-    half = csr_array((np.ones(len(places[0]), np.float32), places), shape=(count, count))
+    pairs = (np.concatenate(lower), np.concatenate(upper))
+    half = csr_array((np.ones(len(pairs[0]), np.float32), pairs), shape=(count, count))
     half.sum_duplicates()
     both = half + half.T
     sizes = np.bincount(flat, minlength=count)

@@ -341,6 +341,23 @@ def plain_unit(symbol: str | None) -> str:
     return {"µm": "um", "Å": "angstrom", None: "pixel"}.get(symbol) or str(symbol)
 
 
+def check_suffix(name: str | Path) -> str:
+    """Return the suffix of a label volume, in lower case.
+
+    Raises
+    ------
+    OutputError
+        If the format is unknown or its package is missing.
+    """
+    suffix = Path(name).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise OutputError(
+            f"expected a label volume named {', '.join(SUFFIXES)}, but got '{Path(name).name}'; rename it"
+        )
+    _check_package(suffix)
+    return suffix
+
+
 def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     """Check that a label volume could be written, before anything long starts.
 
@@ -363,10 +380,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
         given and it is a file (or, for Zarr, a Zarr folder); or if the folder is missing or cannot be written.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise OutputError(f"expected a label volume named {', '.join(SUFFIXES)}, but got '{path.name}'; rename it")
-    _check_package(suffix)
+    suffix = check_suffix(path)
     if os.path.lexists(path):
         if not overwrite:
             raise OutputError(
