@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import bimodal, cheetah, kills, published, regions, speed, video
+from benchmarks import bimodal, cheetah, kills, published, regions, speed, video, volumes
 
 BENCHMARKS = {
     "regions": regions.main,
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "cheetah": cheetah.main,
     "video": video.main,
     "bimodal": bimodal.main,
+    "volumes": volumes.main,
     "kills": kills.main,
 }
 

@@ -14,8 +14,23 @@ import tifffile
 import torch
 from PIL import Image
 
+import spwnet
 from benchmarks import __main__ as names_of
-from benchmarks import baselines, data, kills, ours, published, quality, quality_report, regions, scores, speed, video
+from benchmarks import (
+    baselines,
+    bimodal,
+    data,
+    kills,
+    ours,
+    published,
+    quality,
+    quality_report,
+    regions,
+    scores,
+    speed,
+    video,
+    volumes,
+)
 from spwnet.config import make_settings
 from spwnet.errors import OutputError
 from spwnet.videos import VideoSource
@@ -431,3 +446,22 @@ def test_benchmarks_say_what_they_skip(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "nothing"])
     assert names_of.main() == 2
     assert "stages, growth, floor" in capsys.readouterr().out
+
+
+def test_modalities_without_data_and_what_classes_explain(monkeypatch, capsys):
+    monkeypatch.delenv("SPWNET_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "bimodal"])
+    assert names_of.main() == 0
+    assert "skipped: no folder 'bimodal'" in capsys.readouterr().out
+    values = np.array([[1.0, 1.0, 3.0, 3.0]], np.float32)
+    assert bimodal.explained(values, np.array([[0, 0, 1, 1]])) == 1
+    assert bimodal.explained(values, np.array([[0, 1, 0, 1]])) == 0
+
+
+def test_a_phantom_repeats_itself_but_for_noise(tmp_path):
+    volumes.phantom(tmp_path / "volume.h5", 128)
+    found = spwnet.open_volume(tmp_path / "volume.h5").read((slice(None),) * 3)[..., 0].astype(int)
+    assert found.shape == (128, 128, 128)
+    period = volumes.TILE
+    assert np.abs(found[:16] - found[period : period + 16]).max() < 3000
+    assert np.abs(found[:16] - found[16:32]).max() > 3000

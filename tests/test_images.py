@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 import spwnet.images
 from spwnet.errors import InputError
-from spwnet.images import Image, ImageSource, check_same_channels, fingerprint, frame_indices, open_images
+from spwnet.images import Image, ImageSource, JoinedImages, check_same_channels, fingerprint, frame_indices, open_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -709,3 +709,24 @@ def test_files_are_closed(tmp_path):
     assert str(tmp_path / "a.tif") in {file.path for file in psutil.Process().open_files()}
     del source
     assert str(tmp_path / "a.tif") not in {file.path for file in psutil.Process().open_files()}
+
+
+def test_channels_from_several_files_are_joined(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind, dtype in (("neutron", np.uint16), ("xray", np.uint8)):
+        (tmp_path / kind).mkdir()
+        for number in (1, 2):
+            tifffile.imwrite(tmp_path / kind / f"{kind}_{number}.tif", rng.integers(0, 200, (9, 7)).astype(dtype))
+    one, other = open_images(tmp_path / "neutron"), open_images(tmp_path / "xray")
+    both = JoinedImages([one, other])
+    assert isinstance(both, ImageSource)
+    assert (both.names, both.numbers, len(both), both.channels(1)) == (("neutron_1", "neutron_2"), (1, 2), 2, 2)
+    for k in range(2):
+        assert both[k].pixels.dtype == np.uint16
+        np.testing.assert_array_equal(both[k].pixels[..., :1], one[k].pixels)
+        np.testing.assert_array_equal(both[k].pixels[..., 1:], other[k].pixels)
+    with pytest.raises(InputError, match=r"expected as many images in each channel, but .* are 2 and .* are 1; give"):
+        JoinedImages([one, open_images(tmp_path / "xray" / "xray_1.tif")])
+    larger = open_images([np.zeros((9, 8)), np.zeros((9, 8))])
+    with pytest.raises(InputError, match=r"expected channels of one size, but .* has 9×7 and .* 9×8 pixels; register"):
+        JoinedImages([one, larger])[0]
