@@ -113,7 +113,7 @@ def test_with_a_halo_too_small_they_do_not(solid_models, monkeypatch, preset):
     monkeypatch.setattr(volumetric, "halo_of", too_small("nodes"))
     assert (in_tiles(model, volume, (24, 10, 24)) != whole).any()
     monkeypatch.setattr(volumetric, "halo_of", too_small("nodes", "seeds", "evidence"))
-    assert (in_tiles(model, volume, (24, 10, 24)) != whole).mean() > 0.002
+    assert (in_tiles(model, volume, (24, 10, 24)) != whole).mean() > 0.0005
 
 
 @torch.inference_mode()
