@@ -151,8 +151,8 @@ def superpixel_work(batch: list[training.TrainingImage], settings: Settings) -> 
         network: Any = SimpleNamespace(encode=lambda _, features=features: features)
 
         def work(network: Any = network, image: training.TrainingImage = image) -> None:
-            (terms,) = training.loss_terms(network, [image], settings, rng, torch.float32)
-            losses.weighted_sum(terms, weights.model_dump()).backward()
+            (part,) = training.loss_parts(network, [image], settings, rng, torch.float32)
+            losses.weighted_sum(part[0], weights.model_dump()).backward()
 
         seconds += best(work)
     return seconds

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2lab
 
-from spwnet.descriptors import GROUPS, SOLID, handmade, kinds, solid, solid_kinds, solid_reach
+from spwnet.descriptors import GROUPS, SOLID, handmade, kinds, solid, solid_reach
 from spwnet.filters import gaussian
 from spwnet.preparation import perceptual
 from tests.conftest import picture
@@ -102,7 +102,7 @@ def solid_of(image, cells=(1, 1, 1), scale=(1.0, 1.0, 1.0)):
     """{name: (C, *cells) array} of (C, d, h, w) in 0…100."""
     image = torch.from_numpy(np.ascontiguousarray(image, np.float32))
     maps = solid(image, gaussian(image, [1 / ratio for ratio in scale]), cells, scale)
-    sizes = [kind.size for kind in solid_kinds(len(image), 0, "handmade")]
+    sizes = [kind.size for kind in kinds("handmade", len(image), 0, solid=True)]
     names = [name for members, _ in SOLID.values() for name in members]
     assert len(maps) == sum(sizes)
     return dict(zip(names, (part.numpy() for part in maps.split(sizes)), strict=True))
@@ -125,12 +125,12 @@ def test_solid_sizes_agree_with_the_kinds(channels, shape, cells):
 
 
 def test_solid_kinds_are_chosen_and_weighed_as_the_others():
-    weights = [kind.weight for kind in solid_kinds(3, 0, "handmade")]
+    weights = [kind.weight for kind in kinds("handmade", 3, 0, solid=True)]
     assert math.isclose(sum(w * w for w in weights), sum(w * w for _, w in SOLID.values()))
-    assert solid_kinds(2, 16, "all")[1:] == solid_kinds(2, 16, "handmade")
-    assert solid_kinds(2, 16, "learned") == solid_kinds(2, 16, "all")[:1] == kinds("learned", 2, 16)
-    assert [kind.size for kind in solid_kinds(2, 16, "colour")] == [2]
-    grey, colours = (solid_kinds(channels, 0, "handmade")[0].weight for channels in (1, 3))
+    assert kinds("all", 2, 16, solid=True)[1:] == kinds("handmade", 2, 16, solid=True)
+    assert kinds("learned", 2, 16, solid=True) == kinds("all", 2, 16, solid=True)[:1] == kinds("learned", 2, 16)
+    assert [kind.size for kind in kinds("colour", 2, 16, solid=True)] == [2]
+    grey, colours = (kinds("handmade", channels, 0, solid=True)[0].weight for channels in (1, 3))
     assert math.isclose(grey, math.sqrt(3) * colours)
 
 

@@ -16,7 +16,7 @@ import spwnet
 from spwnet import api, open_volume, segment_volume, volumetraining
 from spwnet.blocks import within
 from spwnet.config import make_settings
-from spwnet.descriptors import solid_kinds
+from spwnet.descriptors import kinds
 from spwnet.errors import InputError, OutputError, RunError, SettingsError, Stopped
 from spwnet.volumetraining import windows
 from spwnet.volumetric import describe_part, grid_of, see
@@ -178,7 +178,7 @@ def test_a_step_sees_the_layer_of_cells_of_a_part(volume, solid_models):
     part = see(volume, grid, core, settings, solid_models["default", 1].normalisation, learns=True)
     target = np.random.default_rng(0).integers(0, 4, part.graph.count)
     image = volumetraining._set_up(part, grid, settings, target, CPU)
-    evidence = sum(kind.size for kind in solid_kinds(1, 0, "handmade"))
+    evidence = sum(kind.size for kind in kinds("handmade", 1, 0, solid=True))
     assert image.pixels.shape == (1, 1 + evidence, 10, 12)
     assert image.channels == 1
     nodes = part.graph.labels.view(part.graph.shape)[within(core, part.around)].numpy()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spwnet.graph import RegionGraph
-    from spwnet.preparation import Prepared
+    from spwnet.preparation import Normalisation, Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> TrainedModel:
-    """Train a network on one or a few images, without labels.
+    """Train a network on one or a few images, or slices of a volume, without labels.
 
     Parameters
     ----------
-    images : path, glob, array, or sequence of these
-        Images of one kind: files, a folder, a multi-page TIFF, arrays (H, W) or (H, W, C).
+    images : path, glob, array, sequence of these, or Volume
+        Images of one kind: files, a folder, a multi-page TIFF, arrays (H, W) or (H, W, C); or what `open_volume` gives.
     run : path, optional
         Directory for settings, weights, history and previews; without one nothing is written.
     settings : Settings, optional
@@ -111,13 +111,9 @@ def train(
     dtype = convolution_type(settings.training.precision, target)
     data.info |= {"device": str(target), "precision": str(dtype).removeprefix("torch."), **outputs.provenance()}
     if directory is not None:
-        if resume and directory.description.exists():
-            if _check_resumable(directory, settings, data.info):
-                return load(directory.folder, device=device)
-        else:
-            resume = False
-            directory.create(overwrite=overwrite)
-        directory.write({"finished": False, **data.info}, settings, data.normalisation)
+        resume = resume and directory.description.exists()
+        if _begin(directory, settings, data.info, data.normalisation, overwrite=overwrite, resume=resume):
+            return load(directory.folder, device=device)
 
     pairs = [
         (prepared, None if regions is None else build_graph(regions, prepared.unit, target))
@@ -220,13 +216,9 @@ def _train_volume(
         **outputs.provenance(),
     }
     if directory is not None:
-        if resume and directory.description.exists():
-            if _check_resumable(directory, settings, info):
-                return load(directory.folder, device=device)
-        else:
-            resume = False
-            directory.create(overwrite=overwrite)
-        directory.write({"finished": False, **info}, settings, normalisation)
+        resume = resume and directory.description.exists()
+        if _begin(directory, settings, info, normalisation, overwrite=overwrite, resume=resume):
+            return load(directory.folder, device=device)
     start = time.monotonic()
     with stoppable() as should_stop:
         network, codebook = fit_volume(
@@ -390,6 +382,24 @@ def run(
         overlays=overlays, uncertainty=uncertainty, **places,
     )  # fmt: skip
     return model, segmented
+
+
+def _begin(
+    directory: Run,
+    settings: Settings,
+    info: dict[str, Any],
+    normalisation: Normalisation,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> bool:
+    """Make a run directory, or check that the run in it can go on; return whether that is finished already."""
+    if not resume:
+        directory.create(overwrite=overwrite)
+    elif _check_resumable(directory, settings, info):
+        return True
+    directory.write({"finished": False, **info}, settings, normalisation)
+    return False
 
 
 def _check_resumable(directory: Run, settings: Settings, info: dict[str, Any]) -> bool:

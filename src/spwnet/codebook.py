@@ -155,6 +155,10 @@ class Codebook:
         values = _squared_distances(_diffused(raw, likeness, steps), self.centres) * (2 / self.spread[0])
         return Energies(values, None if likeness is None else _ties(likeness, descriptors))
 
+    def tree(self, n_classes: int) -> dict[str, list[Any]]:
+        """Return parents and heights of the first classes, to be written beside labels of them."""
+        return {"parents": self.parents[:n_classes].tolist(), "heights": self.heights[:n_classes].tolist()}
+
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, to be saved."""
         return {name: getattr(self, name) for name in _SHAPES}

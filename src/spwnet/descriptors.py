@@ -42,38 +42,6 @@ GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
     "orientation": (("orientation 4", "orientation 8"), 0.5),
 }
 """Kinds of evidence by group, and the weight of the group; its kinds share it."""
-
-
-def kinds(evidence: str, channels: int, learned: int, ndim: int = 2) -> list[Kind]:
-    """Return the kinds of evidence in a descriptor, in order.
-
-    Parameters
-    ----------
-    evidence : str
-        "all", "handmade", "colour" or "learned".
-    channels : int
-        Channels C of the images.
-    learned : int
-        K, the classes whose probability the network adds.
-    ndim : int
-        Number of spatial dimensions, 2 or 3.
-    """
-    if evidence == "colour":
-        return [Kind(channels, 1.0)]
-    network = [Kind(learned, LEARNED_WEIGHT)]
-    if evidence == "learned":
-        return network
-    orientations = ndim * (ndim + 1) // 2 - 1
-    filters = [
-        Kind(orientations if group == "orientation" else channels, weight / math.sqrt(len(names)))
-        for group, (names, weight) in GROUPS.items()
-        for name in names
-    ]
-    # One grey value has to say what three colours say.
-    filters[0] = filters[0]._replace(weight=filters[0].weight * math.sqrt(3 / min(channels, 3)))
-    return filters if evidence == "handmade" else [*network, *filters]
-
-
 SOLID: dict[str, tuple[tuple[str, ...], float]] = {
     "colour": (("colour",), 1.6),
     "smooth": (("smooth 1", "smooth 2"), 0.8),
@@ -87,18 +55,34 @@ NEAR, FINE, GRAIN = 2.0, 1.0, 4.0
 ENERGY = 3.0
 
 
-def solid_kinds(channels: int, learned: int, evidence: str) -> list[Kind]:
-    """Return the kinds of evidence in a descriptor of supervoxels, in order; parameters as of `kinds`."""
+def kinds(evidence: str, channels: int, learned: int, ndim: int = 2, *, solid: bool = False) -> list[Kind]:
+    """Return the kinds of evidence in a descriptor, in order.
+
+    Parameters
+    ----------
+    evidence : str
+        "all", "handmade", "colour" or "learned".
+    channels : int
+        Channels C of the images.
+    learned : int
+        K, the classes whose probability the network adds.
+    ndim : int
+        Number of spatial dimensions, 2 or 3.
+    solid : bool
+        Whether they are of supervoxels, by `SOLID`, instead of by `GROUPS`.
+    """
     if evidence == "colour":
         return [Kind(channels, 1.0)]
     network = [Kind(learned, LEARNED_WEIGHT)]
     if evidence == "learned":
         return network
+    sizes = {"orientation": ndim * (ndim + 1) // 2 - 1, "grain": 3}
     filters = [
-        Kind(3 if group == "grain" else channels, weight / math.sqrt(len(names)))
-        for group, (names, weight) in SOLID.items()
+        Kind(sizes.get(group, channels), weight / math.sqrt(len(names)))
+        for group, (names, weight) in (SOLID if solid else GROUPS).items()
         for name in names
     ]
+    # One grey value has to say what three colours say.
     filters[0] = filters[0]._replace(weight=filters[0].weight * math.sqrt(3 / min(channels, 3)))
     return filters if evidence == "handmade" else [*network, *filters]
 
@@ -122,7 +106,7 @@ def solid(perceptual: Tensor, smooth: Tensor, cells: Sequence[int], scale: Seque
     Returns
     -------
     (D, *reduced) float32 tensor
-        D is the sizes of `solid_kinds` "handmade" added up.
+        D is the sizes of the `kinds` "handmade" added up.
     """
 
     def blur(maps: Tensor, sigma: float) -> Tensor:

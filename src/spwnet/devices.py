@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from spwnet.errors import SettingsError
 
@@ -83,6 +85,21 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Run convolutions in `dtype`; everything that is not a convolution stays in float32."""
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         yield
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Share this process's threads of torch among so many workers; what waits when the block ends is not begun."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
+    # The threads of NumPy's matrix products would wait for each other by spinning.
+    limits = threadpool_limits(1, user_api="blas")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        limits.restore_original_limits()
+        torch.set_num_threads(threads)
 
 
 _lock = threading.Lock()

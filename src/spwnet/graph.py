@@ -194,23 +194,36 @@ def build_graph(superpixels: Superpixels, unit: NDArray[Any], device: torch.devi
     -------
     RegionGraph
     """
-    count = superpixels.count
-    flat = superpixels.labels.reshape(-1)
-    sizes = np.bincount(flat, minlength=count)
-    channels = np.asarray(unit).reshape(flat.size, -1)
-    means = np.stack([np.bincount(flat, weights=c, minlength=count) / sizes for c in channels.T], axis=1)
+    channels = np.asarray(unit).reshape(superpixels.labels.size, -1).T
+    return joined(superpixels, _adjacency(superpixels.labels, superpixels.count), channels, device)
 
-    half = _adjacency(superpixels.labels, count)
-    both = half + half.T
+
+def joined(
+    superpixels: Superpixels, pairs: csr_array, channels: NDArray[Any], device: torch.device | str = "cpu"
+) -> RegionGraph:
+    """Make a graph of superpixels that are known to touch.
+
+    Parameters
+    ----------
+    superpixels : Superpixels
+    pairs : (N, N) sparse array
+        Contact of each i and j, in one of its two places.
+    channels : (C, P) array
+        Colours of the pixels.
+    device : torch device
+    """
+    count, flat = superpixels.count, superpixels.labels.reshape(-1)
+    sizes = np.bincount(flat, minlength=count)
+    means = np.stack([np.bincount(flat, weights=c, minlength=count) / sizes for c in channels], axis=1)
+    both = pairs + pairs.T
     edges = np.stack([np.repeat(np.arange(count), np.diff(both.indptr)), both.indices.astype(np.int64)])
-    contacts = both.data
     return RegionGraph(
         shape=superpixels.labels.shape,
         labels=torch.from_numpy(flat.astype(np.int64)).to(device),
         sizes=torch.from_numpy(sizes.astype(np.float32)).to(device),
         edges=torch.from_numpy(edges).to(device),
         means=torch.from_numpy(means.astype(np.float32)).to(device),
-        contacts=torch.from_numpy(contacts.astype(np.float32)).to(device),
+        contacts=torch.from_numpy(both.data.astype(np.float32)).to(device),
     )
 
 

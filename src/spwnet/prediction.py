@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from spwnet.classes import clean
 from spwnet.codebook import Descriptors
 from spwnet.codebook import uncertainty as doubt_of
 from spwnet.descriptors import handmade, network_input
-from spwnet.devices import arithmetic, convolution_type, deterministic
+from spwnet.devices import arithmetic, convolution_type, deterministic, worker_pool
 from spwnet.errors import InputError
 from spwnet.filters import interpolated
 from spwnet.graph import build_graph
@@ -276,14 +274,10 @@ def predict_all(
 
         return label
 
-    threads = torch.get_num_threads()
-    workers = max(1, min(threads, len(indices), MOST_WORKERS))
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
+    workers = max(1, min(torch.get_num_threads(), len(indices), MOST_WORKERS))
     waiting: deque[Future[Callable[[Before | None], Prediction] | InputError]] = deque()
     before = carry or None
-    # The threads of NumPy's matrix products would wait for each other by spinning.
-    limits = threadpool_limits(1, user_api="blas")
-    try:
+    with worker_pool(workers) as pool:
         for index in [*indices, *[None] * workers]:
             if index is not None:
                 waiting.append(pool.submit(work, index))
@@ -295,7 +289,3 @@ def predict_all(
                 prediction = result(before)
                 before = prediction.now
                 yield prediction
-    finally:
-        pool.shutdown(cancel_futures=True)
-        limits.restore_original_limits()
-        torch.set_num_threads(threads)

@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet import outputs
-from spwnet.classes import areas, palette
+from spwnet.classes import areas
 from spwnet.codebook import coarser, is_tree
 from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
 from spwnet.results import class_table
-from spwnet.volumereport import figure, summarise, write_curves
+from spwnet.segmenting import VIDEO
+from spwnet.volumereport import write_results
 from spwnet.volumes import open_volume
-from spwnet.volumewriting import write_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-
-VIDEO = ".mp4"
 
 
 def recut(
@@ -118,9 +116,7 @@ def recut(
 
 def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: NDArray[np.int32], classes: int) -> Path:
     """Write a label volume with fewer classes, a few slices at a time."""
-    found = open_volume(
-        source / f"labels{summary['suffix']}", dataset="labels/classes" if summary["suffix"] == ".zarr" else None
-    )
+    found = open_volume(source / f"labels{summary['suffix']}")
     dtype = outputs.label_dtype(classes, ".tif")
 
     def slab(z: slice) -> NDArray[Any]:
@@ -136,13 +132,10 @@ def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: ND
     labels = {**summary["labels"], "classes": classes}
     tree = {key: values[:classes] for key, values in summary["tree"].items()}
     provenance = {**summary, "labels": labels, "tree": tree, **outputs.provenance()}
-    write_volume(
-        target / f"labels{summary['suffix']}", found.shape, dtype, slab, n_classes=classes, spacing=spacing, unit=unit,
-        provenance={key: value for key, value in provenance.items() if key != "summary"}, overwrite=True,
+    counted = write_results(
+        target, summary["suffix"], found.shape, dtype, slab, n_classes=classes, spacing=spacing, unit=unit,
+        provenance={key: value for key, value in provenance.items() if key != "summary"},
     )  # fmt: skip
-    counted = summarise(slab, found.shape, classes, spacing, unit)
-    write_curves(target / "fractions.csv", counted)
-    outputs.write_picture(target / "fractions.png", figure(counted, palette(classes)))
     outputs.write_json(target / "segmentation.json", {**provenance, "summary": counted})
     return target
 

@@ -157,8 +157,7 @@ class Results:
             self.head |= {"time_base": str(track.time_base), "source": source, "frames": len(self.names)}
         self.tree = None
         if cleaning.mode == "codebook" and model.codebook is not None:
-            parents, heights = model.codebook.parents[:n_classes], model.codebook.heights[:n_classes]
-            self.tree = {"parents": parents.tolist(), "heights": heights.tolist()}
+            self.tree = model.codebook.tree(n_classes)
         prepare_folder(self.folder, overwrite=overwrite, resume=resume)
         self.done: dict[str, dict[str, Any]] = {}
         self.unreadable: dict[str, str] = {}

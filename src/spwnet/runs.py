@@ -27,7 +27,7 @@ import torch
 from spwnet.classes import merge_classes
 from spwnet.codebook import Codebook, coarser
 from spwnet.config import Settings, parse_settings
-from spwnet.descriptors import Kind, kinds, solid_kinds
+from spwnet.descriptors import Kind, kinds
 from spwnet.devices import memory_format, pick_device
 from spwnet.errors import RunError, SettingsError
 from spwnet.model import WNet
@@ -130,7 +130,7 @@ class TrainedModel:
 def make_network(settings: Settings, channels: int, *, solid: bool = False) -> WNet:
     """Build the network of the settings, for images or for supervoxels, with weights that depend on the seed alone."""
     model = settings.model
-    evidence = solid_kinds(channels, 0, "handmade") if solid else kinds("handmade", channels, 0)
+    evidence = kinds("handmade", channels, 0, solid=solid)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return WNet(
@@ -314,9 +314,7 @@ class Run:
 
 def evidence_kinds(settings: Settings, channels: int, *, solid: bool = False) -> list[Kind]:
     """Return the kinds of evidence of the settings' descriptors, of superpixels or of supervoxels."""
-    if solid:
-        return solid_kinds(channels, settings.model.classes, settings.codebook.evidence)
-    return kinds(settings.codebook.evidence, channels, settings.model.classes)
+    return kinds(settings.codebook.evidence, channels, settings.model.classes, solid=solid)
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -238,10 +238,12 @@ def cropped(image: TrainingImage, settings: Settings, rng: np.random.Generator) 
     )
 
 
-def loss_terms(
+def loss_parts(
     network: WNet, images: Sequence[TrainingImage], settings: Settings, rng: np.random.Generator, dtype: torch.dtype
-) -> list[dict[str, Tensor]]:
-    """Compute every loss whose weight is above 0, {name: scalar} for each image.
+) -> Iterator[dict[int, dict[str, Tensor]]]:
+    """Compute every loss whose weight is above 0, in parts that add up: each size of patches is one.
+
+    Taking the gradients of one part before the next is asked for needs less memory.
 
     Parameters
     ----------
@@ -252,21 +254,11 @@ def loss_terms(
     rng : numpy Generator
     dtype : torch dtype
         Arithmetic of the convolutions.
-    """
-    several: list[dict[str, Tensor]] = [{} for _ in images]
-    for part in loss_parts(network, images, settings, rng, dtype):
-        for index, terms in part.items():
-            for name, value in terms.items():
-                several[index][name] = several[index][name] + value if name in several[index] else value
-    return several
 
-
-def loss_parts(
-    network: WNet, images: Sequence[TrainingImage], settings: Settings, rng: np.random.Generator, dtype: torch.dtype
-) -> Iterator[dict[int, dict[str, Tensor]]]:
-    """Yield the losses in parts that add up to `loss_terms`, {position of the image: {name: scalar}}.
-
-    Taking the gradients of one part before the next is asked for needs less memory: each size of patches is a part.
+    Yields
+    ------
+    dict
+        {position of the image: {name: scalar}}
     """
     weights, channels = settings.losses, images[0].channels
     if weights.patches > 0:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spwnet.classes import palette
 from spwnet.errors import OutputError
-from spwnet.outputs import atomic_write, grid, overlay
-from spwnet.volumewriting import plain_unit, replacing, unit_symbol
+from spwnet.outputs import atomic_write, grid, overlay, write_picture
+from spwnet.volumewriting import plain_unit, replacing, unit_symbol, write_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from spwnet.volumewriting import Shape, Spacing
 
@@ -108,6 +109,37 @@ def summarise(
         "classes": entries,
         "along": curves,
     }
+
+
+def write_results(
+    folder: Path,
+    suffix: str,
+    shape: Shape,
+    dtype: DTypeLike,
+    slabs: Callable[[slice], Labels],
+    *,
+    n_classes: int,
+    spacing: Spacing | None,
+    unit: str | None,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a label volume ``labels`` with a suffix, its fractions as CSV and picture, and return its summary.
+
+    Parameters
+    ----------
+    folder : Path
+        Where files of these names are replaced.
+    suffix, shape, dtype, slabs, n_classes, spacing, unit, provenance
+        As of `write_volume` and `summarise`; the slabs are gone through twice.
+    """
+    write_volume(
+        folder / f"labels{suffix}", shape, dtype, slabs, n_classes=n_classes, spacing=spacing, unit=unit,
+        provenance=provenance, overwrite=True,
+    )  # fmt: skip
+    summary = summarise(slabs, shape, n_classes, spacing, unit)
+    write_curves(folder / "fractions.csv", summary)
+    write_picture(folder / "fractions.png", figure(summary, palette(n_classes)))
+    return summary
 
 
 def write_curves(path: str | Path, summary: Mapping[str, Any]) -> None:

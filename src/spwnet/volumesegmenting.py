@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,15 @@ from threadpoolctl import threadpool_limits
 from spwnet import outputs
 from spwnet.blocks import tiles
 from spwnet.classes import palette
+from spwnet.devices import worker_pool
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.images import fingerprint
 from spwnet.runs import TrainedModel, load
 from spwnet.training import Progress, stoppable
-from spwnet.volumereport import figure, mesh, orthogonal, summarise, write_curves
+from spwnet.volumereport import mesh, orthogonal, summarise, write_results
 from spwnet.volumes import SliceSource, open_volume
 from spwnet.volumetric import grid_of, predict_part
-from spwnet.volumewriting import BlockStore, check_space, check_suffix, check_target, write_volume
+from spwnet.volumewriting import BlockStore, check_space, check_suffix, check_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -104,7 +105,8 @@ def segment_volume(
     suffix : str
         ".tif", ".zarr" (OME-Zarr), ".h5" or ".nxs" (NeXus), ".npy".
     block : int or three ints, optional
-        Voxels along the sides of a block; if not given, so many that a block takes about half a gigabyte.
+        Voxels along the sides of a block; if not given, about 128 working voxels, or eight whole slices
+        where each is labelled on its own.
     workers : int, optional
         Blocks in work at a time; as many as there are processors if not given.
     scheduler : str
@@ -162,7 +164,7 @@ def segment_volume(
     described = _described(model, volume, chosen, sides, key)
     before = _finished(folder, target, key) if resume else None
     if before is not None:
-        written = open_volume(target, dataset="labels/classes" if suffix == ".zarr" else None)
+        written = open_volume(target)
         _write_meshes(folder, meshes, lambda z: written.read((z, slice(None), slice(None)))[..., 0], volume)
         return VolumeSegmentation(target, None, before)
     outputs.prepare_folder(folder, overwrite=overwrite, resume=resume)
@@ -180,21 +182,16 @@ def segment_volume(
         blocks = _on_dask(model, volume, store, chosen, missing, count, scheduler)
     _follow(blocks, len(missing), len(regions), on_progress)
 
+    sections = _Sections(store)
     provenance = {**described, **outputs.provenance()}
-    write_volume(
-        target, volume.shape, dtype, store.slab, n_classes=n_classes, spacing=volume.spacing, unit=volume.unit,
-        provenance=provenance, overwrite=True,
+    summary = write_results(
+        folder, suffix, volume.shape, dtype, sections.slab, n_classes=n_classes, spacing=volume.spacing,
+        unit=volume.unit, provenance=provenance,
     )  # fmt: skip
-    summary = summarise(store.slab, volume.shape, n_classes, volume.spacing, volume.unit)
-    write_curves(folder / "fractions.csv", summary)
-    colours = palette(n_classes)
-    outputs.write_picture(folder / "fractions.png", figure(summary, colours))
-    outputs.write_picture(folder / "slices.png", _three_slices(volume, store, colours))
+    outputs.write_picture(folder / "slices.png", sections.drawn_over(volume, palette(n_classes)))
     _write_meshes(folder, meshes, store.slab, volume)
-    tree = None
-    if chosen.mode == "codebook" and model.codebook is not None:
-        parents, heights = model.codebook.parents[:n_classes], model.codebook.heights[:n_classes]
-        tree = {"parents": parents.tolist(), "heights": heights.tolist()}
+    by_codebook = chosen.mode == "codebook" and model.codebook is not None
+    tree = model.codebook.tree(n_classes) if by_codebook and model.codebook is not None else None
     whole = {"complete": True, "suffix": suffix, "n_classes": n_classes, "tree": tree}
     outputs.write_json(folder / SUMMARY, {**provenance, **whole, "summary": summary})
     store.remove()
@@ -347,22 +344,15 @@ def _in_threads(
         write(k, predict_part(model, volume, regions[k], labels))
         return k
 
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
-    limits = threadpool_limits(1, user_api="blas")
-    waiting = {pool.submit(work, k) for k in missing[:workers]}
-    rest = deque(missing[workers:])
-    try:
+    with worker_pool(workers) as pool:
+        waiting = {pool.submit(work, k) for k in missing[:workers]}
+        rest = deque(missing[workers:])
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for one in finished:
                 if rest:
                     waiting.add(pool.submit(work, rest.popleft()))
                 yield one.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        limits.restore_original_limits()
-        torch.set_num_threads(threads)
 
 
 def _on_dask(
@@ -461,20 +451,28 @@ def _write_meshes(folder: Path, classes: Sequence[int], slab: Callable[[slice], 
             logger.warning("no surface of class %d: %s", k, error)
 
 
-def _three_slices(volume: Volume, store: BlockStore, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Draw three slices through the middle, of the first channel, and the labels over them."""
-    depth, height, width = volume.shape
-    z, y, x = depth // 2, height // 2, width // 2
-    where = [
-        (slice(z, z + 1), slice(None), slice(None)),
-        (slice(None), slice(y, y + 1), slice(None)),
-        (slice(None), slice(None), slice(x, x + 1)),
-    ]
-    images = [volume.read(part)[..., 0].squeeze(axis) for axis, part in enumerate(where)]
-    step = max(1, 2**26 // (height * width))
-    across = [np.empty(image.shape, store.dtype) for image in images]
-    across[0] = store.slab(slice(z, z + 1))[0]
-    for start in range(0, depth, step):
-        slab = store.slab(slice(start, min(start + step, depth)))
-        across[1][start : start + step], across[2][start : start + step] = slab[:, y], slab[:, :, x]
-    return orthogonal(images, across, colours, volume.spacing)
+class _Sections:
+    """Gives the slabs of a store, and keeps three sections at right angles through the middle as they pass."""
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store = store
+        self._middle = tuple(n // 2 for n in store.shape)
+        depth, height, width = store.shape
+        self._across = [np.empty(shape, store.dtype) for shape in ((height, width), (depth, width), (depth, height))]
+
+    def slab(self, z: slice) -> NDArray[np.unsignedinteger[Any]]:
+        ids = self._store.slab(z)
+        middle, y, x = self._middle
+        if z.start <= middle < z.stop:
+            self._across[0][...] = ids[middle - z.start]
+        self._across[1][z], self._across[2][z] = ids[:, y], ids[:, :, x]
+        return ids
+
+    def drawn_over(self, volume: Volume, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Draw the sections over those of the first channel, once all slabs have passed."""
+        images = []
+        for axis, k in enumerate(self._middle):
+            where = [slice(None)] * 3
+            where[axis] = slice(k, k + 1)
+            images.append(volume.read((where[0], where[1], where[2]))[..., 0].squeeze(axis))
+        return orthogonal(images, self._across, colours, volume.spacing)

@@ -16,11 +16,11 @@ from spwnet.descriptors import solid, solid_reach
 from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format
 from spwnet.errors import SettingsError
 from spwnet.filters import averaged, gaussian, reach
-from spwnet.graph import RegionGraph, build_graph
-from spwnet.images import Image
+from spwnet.graph import RegionGraph, build_graph, joined
 from spwnet.prediction import predict, prepare_image
 from spwnet.preparation import LAB_RANGE, SMOOTH, perceptual, restore, to_unit
 from spwnet.superpixels import Seeds, lattice_slic, numbered
+from spwnet.volumes import SliceSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -254,7 +254,7 @@ def lattice_graph(labels: NDArray[np.int32], lattice: Sequence[int], unit: Tenso
     from scipy.sparse import csr_array
 
     found = numbered(labels)
-    flat, count = found.labels.ravel(), found.count
+    count = found.count
     # Voxels that touch have seeds at most two apart along an axis: the sum of weighted places tells every such step.
     weights = (25, 5, 1)
     z, y, x = (np.arange(n, dtype=np.int32) * weight for n, weight in zip(lattice, weights, strict=True))
@@ -276,24 +276,13 @@ def lattice_graph(labels: NDArray[np.int32], lattice: Sequence[int], unit: Tenso
     pairs = (np.concatenate(lower), np.concatenate(upper))
     half = csr_array((np.ones(len(pairs[0]), np.float32), pairs), shape=(count, count))
     half.sum_duplicates()
-    both = half + half.T
-    sizes = np.bincount(flat, minlength=count)
-    means = np.stack([np.bincount(flat, one.ravel(), count) / sizes for one in unit.numpy()], axis=1)
-    source = np.repeat(np.arange(count), np.diff(both.indptr))
-    return RegionGraph(
-        shape=labels.shape,
-        labels=torch.from_numpy(flat.astype(np.int64)),
-        sizes=torch.from_numpy(sizes.astype(np.float32)),
-        edges=torch.from_numpy(np.stack([source, both.indices.astype(np.int64)])),
-        means=torch.from_numpy(means.astype(np.float32)),
-        contacts=torch.from_numpy(both.data.astype(np.float32)),
-    )
+    return joined(found, half, unit.flatten(1).numpy())
 
 
 def describe_part(
     network: WNet | None, part: Part, grid: Grid, settings: Settings, device: torch.device
 ) -> Descriptors:
-    """Describe each supervoxel by what the settings take as evidence, averaged over it: as `solid_kinds`."""
+    """Describe each supervoxel by what the settings take as evidence, averaged over it: as `kinds`."""
     evidence, graph = settings.codebook.evidence, part.graph
     rows = []
     if network is not None and evidence in ("all", "learned"):
@@ -356,11 +345,9 @@ def predict_part(model: TrainedModel, volume: Volume, region: Region, labels: La
 
 def _predict_slices(model: TrainedModel, volume: Volume, region: Region, labels: LabelSettings) -> NDArray[np.int32]:
     """Label whole slices, each on its own as images are, and cut the region out of them."""
-    layers = []
+    source, layers = SliceSource(volume), []
     for z in range(region[0].start, region[0].stop):
-        pixels = volume.read((slice(z, z + 1), slice(None), slice(None)))[0]
-        image = Image(pixels, f"{volume.name}, slice {z}", volume.rgb)
-        prepared, superpixels = prepare_image(image, model.settings, model.normalisation)
+        prepared, superpixels = prepare_image(source[z], model.settings, model.normalisation)
         graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
         classes, _ = predict(model, prepared, graph, labels)
         layers.append(restore(classes, prepared.frame)[region[1], region[2]])

@@ -18,7 +18,7 @@ import numpy as np
 
 from spwnet.classes import palette
 from spwnet.errors import OutputError, did_you_mean
-from spwnet.outputs import atomic_write, readable_errors, write_json
+from spwnet.outputs import atomic_write, provenance, readable_errors, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -671,8 +671,8 @@ def _write_nexus(path: Path, volume: _Volume) -> None:
         entry["title"] = volume.name
         process = _nexus_group(entry, "process", "NXprocess")
         process["program"] = "spwnet"
-        process["version"] = str(volume.provenance.get("spwnet", _version()))
-        process["date"] = str(volume.provenance.get("time", _now()))
+        made = provenance() | volume.provenance
+        process["version"], process["date"] = str(made["spwnet"]), str(made["time"])
         process["sequence_index"] = 1
         note = _nexus_group(process, "parameters", "NXnote")
         note["type"] = "application/json"
@@ -909,15 +909,3 @@ def _flush(path: Path) -> None:
         if file.is_file():
             with file.open("r+b") as handle:
                 os.fsync(handle.fileno())
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("spwnet")
-
-
-def _now() -> str:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC).isoformat(timespec="seconds")
