@@ -406,7 +406,7 @@ def test_a_scheduler_by_its_address(solid_models, volume, tmp_path):
     distributed = pytest.importorskip("distributed")
     model = solid_models["default", 1]
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="tcp"
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp"
     ) as cluster:
         address = cluster.scheduler_address
         assert address.startswith("tcp://")
@@ -417,7 +417,7 @@ def test_a_scheduler_by_its_address(solid_models, volume, tmp_path):
 def test_what_is_lost_with_the_last_worker_is_given_out_again(solid_model, volume, expected, tmp_path, caplog):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp"
     ) as cluster:
 
         def replace_worker(state):
@@ -438,7 +438,9 @@ def test_what_is_lost_with_the_last_worker_is_given_out_again(solid_model, volum
 def test_workers_that_come_later_are_waited_for(solid_model, volume, expected, tmp_path, monkeypatch, caplog):
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(volumesegmenting, "CONNECT_SECONDS", 1)
-    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None, protocol="tcp") as cluster:
+    with distributed.LocalCluster(
+        n_workers=0, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp"
+    ) as cluster:
         timer = threading.Timer(2, cluster.scale, [1])
         timer.start()
         segment_volume(solid_model, volume, tmp_path, block=BLOCK, scheduler=cluster.scheduler_address)
@@ -463,7 +465,7 @@ def test_what_a_worker_cannot_read_is_no_fault_of_the_scheduler(solid_model, tmp
     values[3, 3, 4] = np.inf
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp"
         ) as cluster,
         pytest.raises(InputError, match=r"NaN or infinite, the first at \(3, 3, 4\)"),
     ):

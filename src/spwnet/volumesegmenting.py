@@ -433,9 +433,14 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
         with client:
             yield client
         return
+    # A port of its own, on this machine alone: without an address it would be 8787, which another job may have.
     with (
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.ERROR
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
     ):
