@@ -16,17 +16,18 @@ from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, pick_device
 from spwnet.errors import RunError, SettingsError, Stopped
+from spwnet.gallery import Gallery, make_gallery, write_gallery
 from spwnet.gathering import gather, training_indices
 from spwnet.graph import build_graph
 from spwnet.images import check_same_channels, fingerprint, open_images
 from spwnet.prediction import describe, oversegment, predict
-from spwnet.preparation import measure, to_unit
+from spwnet.preparation import measure, to_display, to_unit
 from spwnet.runs import Run, TrainedModel, evidence_kinds, load, make_network
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
 from spwnet.segmenting import Segmentation, segment
 from spwnet.training import Progress, fit, set_up_image, stoppable
 from spwnet.volumes import SliceSource, Volume
-from spwnet.volumesegmenting import VolumeSegmentation, check_cleaning, check_options, segment_volume
+from spwnet.volumesegmenting import VolumeSegmentation, check_options, segment_volume
 from spwnet.volumetraining import check_size, fit_volume, windows
 from spwnet.volumetric import grid_of, predict_part
 
@@ -101,7 +102,6 @@ def train(
             return _train_volume(
                 images, run, settings, frames, device, overwrite=overwrite, resume=resume, on_progress=on_progress
             )
-        check_cleaning(settings.labels)
         images = SliceSource(images)
     target = pick_device(device)
     directory = None if run is None else Run(run)
@@ -159,13 +159,15 @@ def train(
             codebook = fit_codebook(descriptors, evidence, settings.codebook.finest, settings.seed)
         data.info["seconds"] = round(time.monotonic() - start, 1)
         model = TrainedModel(network, settings, data.normalisation, data.info, codebook, target)
-        labels = [predict(model, *pair, settings.labels)[0] for pair in pairs]
+        labels, doubts = zip(*(predict(model, *pair, settings.labels) for pair in pairs), strict=True)
         data.info["classes"] = _classes_in_use(labels, model)
         if network is not None:
             data.info["network_classes"] = _network_classes(model, pairs)
         data.info["score"] = round(_score(model, pairs), 4)
         if directory is not None:
             directory.save_model(network, codebook)
+            finest = [predict(model, *pair, model.finest_labels())[0] for pair in pairs]
+            write_gallery(directory.gallery, _gallery(model, [prepared for prepared, _ in pairs], finest, doubts))
             steps = settings.training.epochs * settings.training.batches
             _write_preview(directory, steps if settings.learns else 0, model, pairs)
             directory.write({"finished": True, **data.info}, settings, data.normalisation)
@@ -231,19 +233,43 @@ def _train_volume(
         info["classes"] = _classes_in_use(found, model)
         if directory is not None:
             directory.save_model(network, codebook)
+            seen = [image.pixels[rows, columns] for image, (_, rows, columns) in
+                    zip(raw, map(grid.stored, cores), strict=True)]  # fmt: skip
+            units = [to_unit(pixels, normalisation) for pixels in seen]
+            finest = [predict_part(model, volume, grid.stored(core), model.finest_labels())[0] for core in cores]
+            names = [image.name for image in raw]
+            pictures = [to_display(unit) for unit in units]
+            write_gallery(directory.gallery, make_gallery(names, pictures, finest, seen, None, model.n_finest))
             picture = report.preview(
-                [to_unit(image.pixels[rows, columns], normalisation) for image, (_, rows, columns) in
-                 zip(raw, map(grid.stored, cores), strict=True)][: report.MOST_ROWS],
+                units[: report.MOST_ROWS],
                 None,
                 [labels[0] for labels in found][: report.MOST_ROWS],
                 palette(settings.most_classes),
-            )  # fmt: skip
+            )
             steps = settings.training.epochs * settings.training.batches if settings.learns else 0
             outputs.write_picture(directory.preview(steps), picture)
             directory.write({"finished": True, **info}, settings, normalisation)
             if should_stop():
                 raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
     return model
+
+
+def _gallery(
+    model: TrainedModel,
+    images: Sequence[Prepared],
+    finest: Sequence[NDArray[np.int32]],
+    doubts: Sequence[NDArray[np.float32]],
+) -> Gallery:
+    """Gather what the run shows of its training images."""
+    low, high = (np.array(ends) for ends in (model.normalisation.low, model.normalisation.high))
+    return make_gallery(
+        [image.name for image in images],
+        [to_display(image.unit) for image in images],
+        finest,
+        [image.unit * (high - low) + low for image in images],
+        doubts,
+        model.n_finest,
+    )
 
 
 def _score(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> float:

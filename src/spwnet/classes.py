@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Id = TypeVar("Id", bound="np.integer[Any]")
 
+TIE = 1e-6
+"""Difference of a blur from a half that arithmetic can make."""
+
 # The first eight are Okabe & Ito's. The others are found one by one, each as far as can be from all before it for the
 # viewer who tells it apart worst; tests/test_classes.py does it again. Embedded, so that no rounding can change them.
 _COLOURS = np.frombuffer(
@@ -73,8 +76,43 @@ def palette(n: int) -> NDArray[np.uint8]:
     return colours
 
 
+@dataclass(frozen=True)
+class Legend:
+    """What the classes 0 … n − 1 look like and are called.
+
+    Attributes
+    ----------
+    colours : (n, 3) uint8 array
+        sRGB.
+    names : dict of {int: str}
+        Of those that have one.
+    background : int or None
+        The class that is not drawn.
+    """
+
+    colours: NDArray[np.uint8]
+    names: dict[int, str]
+    background: int | None = None
+
+    def name(self, k: int) -> str:
+        """Return what a class is called: "class 3" unless it has a name."""
+        return self.names.get(k, f"class {k}")
+
+
+def legend(labels: LabelSettings, n_classes: int) -> Legend:
+    """Return names and colours of classes: those of the settings, else of the palette."""
+    colours = palette(n_classes)
+    for one in labels.named:
+        if one.colour is not None:
+            colours[one.id] = list(bytes.fromhex(one.colour[1:]))
+    background = next((one.id for one in labels.named if one.background), None)
+    return Legend(colours, {one.id: one.name for one in labels.named}, background)
+
+
 def clean(labels: NDArray[Id], settings: LabelSettings) -> NDArray[Id]:
-    """Merge classes, fill holes, reassign small pieces of a class and remove small pieces, in this order.
+    """Merge classes and clean them: smooth borders, fill holes, reassign and remove small pieces, keep the largest.
+
+    Each step comes for all classes, or class by class in the order of their ids, before the next begins.
 
     Parameters
     ----------
@@ -93,10 +131,64 @@ def clean(labels: NDArray[Id], settings: LabelSettings) -> NDArray[Id]:
     InputError
         If `labels` is not an image or a volume of class ids.
     """
-    labels = fill_holes(merge_classes(labels, settings.merge), settings.fill_holes)
+    labels = merge_classes(labels, settings.merge)
+    named = sorted(settings.named, key=lambda one: one.id)
+    for one in named:
+        labels = smooth_borders(labels, one.id, one.smooth)
+    labels = fill_holes(labels, settings.fill_holes)
+    for one in named:
+        labels = fill_holes(labels, one.fill_holes, one.id)
     for rule in settings.reassign:
         labels = reassign_small(labels, rule.source, rule.smaller_than, rule.to)
-    return remove_small(labels, settings.remove_objects)
+    labels = remove_small(labels, settings.remove_objects)
+    for one in named:
+        if one.remove_to is None:
+            labels = remove_small(labels, one.remove_objects, one.id)
+        else:
+            labels = reassign_small(labels, one.id, one.remove_objects, one.remove_to)
+        if one.keep_largest:
+            labels = keep_largest(labels, one.id, one.remove_to)
+    return labels
+
+
+def smooth_borders(labels: NDArray[Id], k: int, sigma: float) -> NDArray[Id]:
+    """Smooth the border of a class: it is where a Gaussian blur of it is above a half.
+
+    Pixels that it loses become the class of the nearest pixel that was none of it.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    k : int
+        The class.
+    sigma : float
+        Standard deviation of the Gaussian in pixels; 0 changes nothing.
+
+    Returns
+    -------
+    ndarray of int, shape of `labels`
+        Class ids.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids.
+    """
+    from scipy import ndimage
+
+    ids = _checked(labels)
+    inside = ids == k
+    if sigma == 0 or inside.all() or not inside.any():
+        return labels
+    blurred = ndimage.gaussian_filter(inside.astype(np.float32), sigma, mode="nearest")
+    # Where it is as much one as the other, all stays.
+    gained, lost = ~inside & (blurred > 0.5 + TIE), inside & (blurred < 0.5 - TIE)
+    found = np.where(gained, k, ids)
+    if lost.any():
+        places = ndimage.distance_transform_edt(inside, return_distances=False, return_indices=True)
+        found[lost] = ids[tuple(axis[lost] for axis in places)]
+    return found.astype(labels.dtype)
 
 
 def merge_classes(labels: NDArray[Id], groups: Sequence[Sequence[int]]) -> NDArray[Id]:
@@ -126,7 +218,7 @@ def merge_classes(labels: NDArray[Id], groups: Sequence[Sequence[int]]) -> NDArr
     return table[ids].astype(labels.dtype)
 
 
-def fill_holes(labels: NDArray[Id], smaller_than: int) -> NDArray[Id]:
+def fill_holes(labels: NDArray[Id], smaller_than: int, k: int | None = None) -> NDArray[Id]:
     """Give small holes in a class to that class.
 
     A hole in class k is a connected piece of pixels of other classes, one or several, that touches nothing but k, not
@@ -138,6 +230,8 @@ def fill_holes(labels: NDArray[Id], smaller_than: int) -> NDArray[Id]:
         Class ids.
     smaller_than : int
         Holes of fewer pixels than this are filled.
+    k : int, optional
+        Only holes in this class.
 
     Returns
     -------
@@ -160,10 +254,10 @@ def fill_holes(labels: NDArray[Id], smaller_than: int) -> NDArray[Id]:
     changed = True
     while changed:
         changed = False
-        for k in np.unique(classes):
-            hole = _holes(pieces, classes, int(k), open_, smaller_than)
+        for around in np.unique(classes) if k is None else [k]:
+            hole = _holes(pieces, classes, int(around), open_, smaller_than)
             if hole.any():
-                classes[hole] = k
+                classes[hole] = around
                 changed = True
     return classes[pieces.image].astype(labels.dtype)
 
@@ -192,19 +286,69 @@ def reassign_small(labels: NDArray[Id], source: int, smaller_than: int, to: int)
     InputError
         If `labels` is not an image or a volume of class ids, or of a type that does not hold `to`.
     """
+    ids = _checked(labels)
+    pieces, sizes = _pieces_of(ids, source)
+    return _given(labels, ids, pieces, sizes < smaller_than, to)
+
+
+def keep_largest(labels: NDArray[Id], k: int, to: int | None = None) -> NDArray[Id]:
+    """Keep only the largest connected piece of a class.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (H, W) or (D, H, W)
+        Class ids.
+    k : int
+        The class; of several pieces alike in size the first in scan order stays.
+    to : int, optional
+        The class that the other pieces become; the class that each touches most if not given.
+
+    Returns
+    -------
+    ndarray of int, shape of `labels`
+        Class ids.
+
+    Raises
+    ------
+    InputError
+        If `labels` is not an image or a volume of class ids, or of a type that does not hold `to`.
+    """
+    ids = _checked(labels)
+    pieces, sizes = _pieces_of(ids, k)
+    if len(sizes) < 3:
+        return labels
+    others = np.ones(len(sizes), bool)
+    others[1 + sizes[1:].argmax()] = False
+    if to is not None:
+        return _given(labels, ids, pieces, others, to)
+    others[0] = False
+    whole = _connected_pieces(ids)
+    doomed = np.zeros(len(whole.sizes), bool)
+    doomed[whole.image[others[pieces]]] = True
+    return _without(labels, whole, doomed, np.zeros(ids.max() + 1, np.intp))
+
+
+def _pieces_of(ids: NDArray[np.intp], k: int) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    """Connected pieces of one class, numbered from 1 in an image of them, and how many pixels each number has."""
     from scipy import ndimage
 
-    ids = _checked(labels)
+    pieces, _ = ndimage.label(ids == k, structure=np.ones((3,) * ids.ndim))
+    return pieces, np.bincount(pieces.ravel())
+
+
+def _given(
+    labels: NDArray[Id], ids: NDArray[np.intp], pieces: NDArray[np.int32], which: NDArray[np.bool_], to: int
+) -> NDArray[Id]:
+    """Give some pieces to a class; number 0 is no piece."""
     if to > np.iinfo(labels.dtype).max:
         raise InputError(f"expected labels of a type that holds class {to}, but got {labels.dtype}; convert them first")
-    pieces, _ = ndimage.label(ids == source, structure=np.ones((3,) * ids.ndim))
-    small = np.bincount(pieces.ravel()) < smaller_than
-    small[0] = False  # everything that is not `source`
-    return np.where(small[pieces], to, ids).astype(labels.dtype)
+    which = which.copy()
+    which[0] = False
+    return np.where(which[pieces], to, ids).astype(labels.dtype)
 
 
-def remove_small(labels: NDArray[Id], smaller_than: int) -> NDArray[Id]:
-    """Give small connected pieces of any class to the class they touch most.
+def remove_small(labels: NDArray[Id], smaller_than: int, k: int | None = None) -> NDArray[Id]:
+    """Give small connected pieces of any class, or of one, to the class they touch most.
 
     The smallest piece goes first and becomes one with the pieces of its new class around it, until no piece is
     smaller than the limit or only one is left. How much two pieces touch is the number of pixel sides (3-D: faces)
@@ -216,6 +360,8 @@ def remove_small(labels: NDArray[Id], smaller_than: int) -> NDArray[Id]:
         Class ids.
     smaller_than : int
         Pieces (full connectivity) of fewer pixels than this are removed.
+    k : int, optional
+        Only pieces of this class.
 
     Returns
     -------
@@ -231,12 +377,9 @@ def remove_small(labels: NDArray[Id], smaller_than: int) -> NDArray[Id]:
     if smaller_than <= 1:
         return labels
     pieces = _connected_pieces(ids)
-    if pieces.sizes.min() >= smaller_than:
-        return labels
-    owner = _absorb(pieces, smaller_than)
-    while (owner[owner] != owner).any():
-        owner = owner[owner]
-    return pieces.classes[owner][pieces.image].astype(labels.dtype)
+    limits = np.zeros(ids.max() + 1, np.intp)
+    limits[slice(None) if k is None else slice(k, k + 1)] = smaller_than
+    return _without(labels, pieces, pieces.sizes < limits[pieces.classes], limits)
 
 
 def areas(labels: Labels, n_classes: int) -> list[int]:
@@ -345,15 +488,25 @@ def _holes(
     return holes
 
 
-def _absorb(pieces: _Pieces, smaller_than: int) -> NDArray[np.intp]:
-    """Merge pieces, the smallest first, until all reach the limit: (P,) piece that each went into."""
+def _without(labels: NDArray[Id], pieces: _Pieces, doomed: NDArray[np.bool_], limits: NDArray[np.intp]) -> NDArray[Id]:
+    """Labels without some pieces, nor any that stays below the limit of its class by what is merged into it."""
+    if not doomed.any():
+        return labels
+    owner = _absorb(pieces, doomed, limits)
+    while (owner[owner] != owner).any():
+        owner = owner[owner]
+    return pieces.classes[owner][pieces.image].astype(labels.dtype)
+
+
+def _absorb(pieces: _Pieces, doomed: NDArray[np.bool_], limits: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Merge pieces, the smallest first, until all reach the limits: (P,) piece that each went into."""
     sizes: list[int] = pieces.sizes.tolist()
     classes: list[int] = pieces.classes.tolist()
     owner = np.arange(len(sizes))
     touching: list[dict[int, int]] = [{} for _ in sizes]
     for (one, two), sides in zip(pieces.pairs.tolist(), pieces.shared.tolist(), strict=True):
         touching[one][two] = touching[two][one] = sides
-    queue = [(size, piece) for piece, size in enumerate(sizes) if size < smaller_than]
+    queue = [(sizes[piece], int(piece)) for piece in np.flatnonzero(doomed)]
     heapify(queue)
     while queue:
         size, piece = heappop(queue)
@@ -371,7 +524,7 @@ def _absorb(pieces: _Pieces, smaller_than: int) -> NDArray[np.intp]:
                 owner[part] = into
                 sizes[into] += sizes[part]
                 sizes[part] = 0
-        if sizes[into] < smaller_than:
+        if sizes[into] < limits[classes[into]]:
             heappush(queue, (sizes[into], into))
     return owner
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import tomllib
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spwnet.errors import SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SETTINGS_VERSION = 1
 
@@ -30,6 +33,12 @@ Scale = Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=8, allow_inf
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Span = tuple[int | None, int | None]
+
+
+def _printable(name: str) -> str:
+    if not 0 < len(name) <= 80 or not name.isprintable() or name.strip() != name:
+        raise ValueError(f"expected a name of 1 to 80 printable characters without spaces around it, but got {name!r}")
+    return name
 
 
 class _Section(BaseModel):
@@ -192,6 +201,36 @@ class Reassign(_Section):
     """The class they become."""
 
 
+class NamedClass(_Section):
+    """A class by name: which of the finest classes it is made of, what it looks like, and how it is cleaned."""
+
+    id: int = Field(ge=0, le=65_535)
+    """Value of its pixels in label images."""
+    name: Annotated[str, AfterValidator(_printable)]
+    """What it is called."""
+    members: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """Ids of the finest classes that belong to it."""
+    colour: str | None = Field(None, pattern="^#[0-9a-fA-F]{6}$")
+    """sRGB colour, "#0072b2"; that of its id in the palette if not given."""
+    background: bool = False
+    """Whether it is what lies around everything else: class 0, not drawn over pictures."""
+    smooth: float = Field(0.0, ge=0, le=100, allow_inf_nan=False)
+    """Gaussian standard deviation that its borders are smoothed with, in pixels; 0 is off."""
+    fill_holes: int = Field(0, ge=0)
+    """Holes in it of fewer pixels than this become part of it; 0 is off."""
+    remove_objects: int = Field(0, ge=0)
+    """Its connected pieces of fewer pixels than this become another class; 0 is off."""
+    remove_to: int | None = Field(None, ge=0)
+    """Id of the class that they become; the class that each touches most if not given."""
+    keep_largest: bool = False
+    """Whether only its largest connected piece stays; the others go where small ones go."""
+
+    @property
+    def cleans(self) -> bool:
+        """Whether any cleaning is asked for."""
+        return bool(self.smooth or self.fill_holes or self.remove_objects or self.keep_largest)
+
+
 class LabelSettings(_Section):
     """From features to classes, and their cleaning, in working pixels and in this order."""
 
@@ -201,6 +240,8 @@ class LabelSettings(_Section):
     classes: Annotated[int, Field(ge=1, le=2**24)] | Literal["auto"] = "auto"
     """Classes to tell apart, by the codebook's tree of merges; "auto": the fewest that leave hardly more unexplained
     than the finest do. The other two modes have `model.classes`."""
+    named: tuple[NamedClass, ...] = ()
+    """Classes by name, each of some of the finest: from a file of classes, in place of `classes` and `merge`."""
     merge: tuple[tuple[int, ...], ...] = ()
     """Groups of classes that are one; each takes the smallest id of its group."""
     steady: bool | Literal["auto"] = "auto"
@@ -212,8 +253,20 @@ class LabelSettings(_Section):
     remove_objects: int = Field(0, ge=0)
     """Connected pieces of fewer pixels than this take the class they touch most; 0 is off."""
 
+    @property
+    def cleans(self) -> bool:
+        """Whether any cleaning is asked for."""
+        every = self.fill_holes or self.remove_objects or self.reassign
+        return bool(every or any(one.cleans for one in self.named))
+
     @model_validator(mode="after")
     def _disjoint(self) -> LabelSettings:
+        check_named(self.named)
+        if self.named and (self.merge or self.reassign or self.classes != "auto"):
+            raise ValueError(
+                "expected either classes by name or `labels.classes`, `labels.merge` and `labels.reassign`, but got "
+                "both; drop one"
+            )
         members = [k for group in self.merge for k in group]
         if any(k < 0 for k in members):
             raise ValueError(f"expected class ids of at least 0, but got {self.merge}")
@@ -223,6 +276,35 @@ class LabelSettings(_Section):
                 f"expected each class in one group at most, but got class {twice[0]} twice in {self.merge}"
             )
         return self
+
+
+def check_named(classes: Sequence[NamedClass]) -> None:
+    """Check that classes by name go together.
+
+    Raises
+    ------
+    ValueError
+        If an id, a name or a member is in two of them, there are two backgrounds, the background is not class 0, or
+        pieces are to become a class that there is not.
+    """
+    columns: tuple[tuple[str, list[Any]], ...] = (
+        ("id", [one.id for one in classes]),
+        ("name", [one.name for one in classes]),
+        ("member", [k for one in classes for k in one.members]),
+    )
+    for what, values in columns:
+        twice = sorted({value for value in values if values.count(value) > 1}, key=str)
+        if twice:
+            raise ValueError(f"expected each {what} once in the classes, but got {twice[0]!r} twice; merge the two")
+    ids = {one.id for one in classes}
+    for one in classes:
+        if one.background and one.id != 0:
+            raise ValueError(f"expected the background to be class 0, but '{one.name}' is class {one.id}")
+        if one.remove_to is not None and one.remove_to not in ids - {one.id}:
+            raise ValueError(
+                f"expected another class that small pieces of '{one.name}' become, but got {one.remove_to}; take one "
+                f"of {', '.join(map(str, sorted(ids - {one.id})))}"
+            )
 
 
 class RegionSettings(_Section):
@@ -299,6 +381,7 @@ class Settings(_Section):
             )
         ids = [k for group in self.labels.merge for k in group]
         ids += [k for entry in self.labels.reassign for k in (entry.source, entry.to)]
+        ids += [k for one in self.labels.named for k in one.members]
         beyond = [k for k in ids if k >= self.most_classes]
         if beyond:
             raise ValueError(f"expected class ids below {self.most_classes} under `labels`, but got {beyond[0]}")

@@ -16,6 +16,7 @@ from spwnet.images import Image, check_same_channels, fingerprint, frame_indices
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure, prepare
 from spwnet.training import check_images
+from spwnet.volumes import SliceSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ def gather(images: Any, frames: Sequence[int] | str | None, superpixels: Any, se
 
 
 def training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:
-    """Positions of the training images: those named, "auto", or a few spread evenly from first to last."""
+    """Positions of the training images: those named, "auto", or a few spread evenly."""
     count = min(settings.training.images, len(source))
     if frames == "auto":
         chosen = varied_indices(source, count, settings)
@@ -84,7 +85,11 @@ def training_indices(source: ImageSource, frames: Sequence[int] | str | None, se
         return chosen
     if frames is not None:
         return frame_indices(source, frames)
-    chosen = [int(i) for i in np.linspace(0, len(source) - 1, count).round()] if count > 1 else [0]
+    if isinstance(source, SliceSource):
+        # The ends of a tomogram are often empty or blurred: the middle of each of so many equal parts.
+        chosen = [int(i) for i in (np.arange(count) + 0.5) * len(source) / count]
+    else:
+        chosen = [int(i) for i in np.linspace(0, len(source) - 1, count).round()] if count > 1 else [0]
     if count < len(source):
         logger.info(
             "training on %d of %d images: %s (choose others by `frames`, or how many by `training.images`)",

@@ -269,7 +269,9 @@ def write_picture(path: str | Path, rgb: Picture) -> None:
     atomic_write(path, _encoded(np.ascontiguousarray(rgb), file_format, **options))
 
 
-def overlay(display: Picture, labels: Labels, colours: Picture, opacity: float = 0.45) -> Picture:
+def overlay(
+    display: Picture, labels: Labels, colours: Picture, opacity: float = 0.45, *, clear: int | None = None
+) -> Picture:
     """Tint a picture with the colours of its classes and draw the boundaries between them.
 
     Parameters
@@ -282,6 +284,8 @@ def overlay(display: Picture, labels: Labels, colours: Picture, opacity: float =
         sRGB colour of each class.
     opacity : float
         Share of the class colour, 0 … 1.
+    clear : int, optional
+        Class that is not tinted.
 
     Returns
     -------
@@ -300,17 +304,27 @@ def overlay(display: Picture, labels: Labels, colours: Picture, opacity: float =
         )
     if labels.max(initial=0) >= len(colours):
         raise OutputError(f"expected a colour for each class, but class {labels.max()} has none of {len(colours)}")
-    return _drawn(display, labels, colours, opacity, (255, 255, 255))
+    return _drawn(display, labels, colours, opacity, (255, 255, 255), clear)
 
 
-def _drawn(display: Picture, labels: Labels, colours: Picture, opacity: float, border: tuple[int, int, int]) -> Picture:
+def _drawn(
+    display: Picture,
+    labels: Labels,
+    colours: Picture,
+    opacity: float,
+    border: tuple[int, int, int],
+    clear: int | None = None,
+) -> Picture:
     from PIL import Image
 
     height, width = labels.shape
     # Four bytes a colour: a table of whole words is looked up several times faster.
     words = np.pad(colours, ((0, 0), (0, 1))).view(np.uint32)[:, 0]
     tint = Image.frombytes("RGB", (width, height), words[labels].tobytes(), "raw", "RGBX")
-    picture = Image.blend(Image.fromarray(np.ascontiguousarray(display)), tint, opacity)
+    plain = Image.fromarray(np.ascontiguousarray(display))
+    picture = Image.blend(plain, tint, opacity)
+    if clear is not None:
+        picture.paste(plain, mask=Image.fromarray(labels == clear))
     picture.paste(border, mask=Image.fromarray(_borders(labels)))
     return np.array(picture)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet import outputs
-from spwnet.classes import areas
+from spwnet.classes import Legend, areas, palette
 from spwnet.codebook import coarser, is_tree
 from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
@@ -73,9 +73,9 @@ def recut(
             "segment again with more"
         )
     outputs.check_folder(target, overwrite=overwrite)
-    table = coarser(parents, classes)
+    table, plain = coarser(parents, classes), Legend(palette(classes), {})
     if "volume" in summary:
-        return _recut_volume(source, target, summary, table, classes)
+        return _recut_volume(source, target, summary, table, plain)
     if summary["suffix"] == VIDEO:
         # The frames of a label video, by their order, become label images.
         labels = open_images(source / f"labels{VIDEO}", None)
@@ -107,15 +107,16 @@ def recut(
         "labels": {**summary["labels"], "classes": classes},
         **outputs.provenance(),
         "tree": tree,
-        "classes": class_table(images, classes),
+        "classes": class_table(images, plain),
         "images": images,
     }
     outputs.write_json(target / "segmentation.json", described)
     return target
 
 
-def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: NDArray[np.int32], classes: int) -> Path:
+def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: NDArray[np.int32], plain: Legend) -> Path:
     """Write a label volume with fewer classes, a few slices at a time."""
+    classes = len(plain.colours)
     found = open_volume(source / f"labels{summary['suffix']}")
     dtype = outputs.label_dtype(classes, ".tif")
 
@@ -133,7 +134,7 @@ def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: ND
     tree = {key: values[:classes] for key, values in summary["tree"].items()}
     provenance = {**summary, "labels": labels, "tree": tree, **outputs.provenance()}
     counted = write_results(
-        target, summary["suffix"], found.shape, dtype, slab, n_classes=classes, spacing=spacing, unit=unit,
+        target, summary["suffix"], found.shape, dtype, slab, legend=plain, spacing=spacing, unit=unit,
         provenance={key: value for key, value in provenance.items() if key != "summary"},
     )  # fmt: skip
     outputs.write_json(target / "segmentation.json", {**provenance, "summary": counted})

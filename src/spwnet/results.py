@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from spwnet.classes import palette
+from spwnet.classes import Legend, legend
 from spwnet.errors import InputError, OutputError
 from spwnet.outputs import (
     append_line,
@@ -142,7 +142,7 @@ class Results:
         self.folder, self.suffix, self.model = Path(folder), suffix, model
         self.names, self.n_classes, self.track, self.steady = tuple(names), n_classes, track, steady
         self.stride = stride
-        self.colours = palette(self.n_classes)
+        self.legend = legend(cleaning, n_classes)
         self.summary, self.journal = self.folder / "segmentation.json", self.folder / "images.jsonl"
         self.head: dict[str, Any] = {
             "complete": False,
@@ -156,7 +156,7 @@ class Results:
         if track is not None:
             self.head |= {"time_base": str(track.time_base), "source": source, "frames": len(self.names)}
         self.tree = None
-        if cleaning.mode == "codebook" and model.codebook is not None:
+        if cleaning.mode == "codebook" and model.codebook is not None and not cleaning.named:
             self.tree = model.codebook.tree(n_classes)
         prepare_folder(self.folder, overwrite=overwrite, resume=resume)
         self.done: dict[str, dict[str, Any]] = {}
@@ -302,8 +302,13 @@ class Results:
         if prediction.uncertainty is not None:
             write_picture(self.folder / "uncertainty" / f"{name}.png", _as_bytes(prediction.uncertainty))
         if prediction.picture is not None:
-            drawn = overlay(prediction.picture, labels[::stride, ::stride], self.colours)
+            drawn = self._drawn(prediction, stride)
             write_picture(self.folder / "overlays" / f"{name}.jpg", drawn)
+
+    def _drawn(self, prediction: Prediction, stride: int) -> NDArray[np.uint8]:
+        assert prediction.picture is not None
+        ids = prediction.labels[::stride, ::stride]
+        return overlay(prediction.picture, ids, self.legend.colours, clear=self.legend.background)
 
     def _write_frames(self, position: int, prediction: Prediction) -> None:
         assert self.track is not None
@@ -312,8 +317,7 @@ class Results:
         if prediction.uncertainty is not None:
             self.videos["uncertainty"].write(position, time, _as_bytes(prediction.uncertainty))
         if prediction.picture is not None:
-            step = prediction.stride
-            drawn = overlay(prediction.picture, prediction.labels[::step, ::step], self.colours)
+            drawn = self._drawn(prediction, prediction.stride)
             self.videos["overlay"].write(position, time, drawn)
 
     def _checkpoint(self, position: int) -> None:
@@ -353,7 +357,7 @@ class Results:
                 "seed": self.model.settings.seed,
                 "settings": self.model.settings.model_dump(mode="json"),
                 "tree": self.tree,
-                "classes": class_table(self.done, self.n_classes),
+                "classes": class_table(self.done, self.legend),
                 "unreadable": self.unreadable,
                 "images": self.done,
             },
@@ -369,15 +373,19 @@ def _as_bytes(share: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(share * 255).astype(np.uint8)
 
 
-def class_table(images: dict[str, dict[str, Any]], n_classes: int) -> dict[str, dict[str, Any]]:
-    """Return pixels, share and colour of each class that occurs, from the areas of the images."""
+def class_table(images: dict[str, dict[str, Any]], legend: Legend) -> dict[str, dict[str, Any]]:
+    """Return name, if it has one, pixels, share and colour of each class that occurs, from the areas of the images."""
     total: dict[int, int] = {}
     for entry in images.values():
         for k, n in entry["areas"].items():
             total[int(k)] = total.get(int(k), 0) + n
     pixels = sum(total.values())
-    colours = palette(n_classes)
     return {
-        str(k): {"pixels": total[k], "share": total[k] / pixels, "colour": "#" + bytes(colours[k]).hex()}
+        str(k): {
+            **({"name": legend.names[k]} if k in legend.names else {}),
+            "pixels": total[k],
+            "share": total[k] / pixels,
+            "colour": "#" + bytes(legend.colours[k]).hex(),
+        }
         for k in sorted(total)
     }

@@ -9,6 +9,8 @@
       history.jsonl             one line of losses for each step
       checkpoint.safetensors    network, optimiser and step, to resume from
       previews/                 input, reconstruction and labels during training
+      gallery/                  training images with their finest classes, to be looked at without the images
+      classes.toml              classes by name, once somebody merged or named some
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import safetensors
@@ -26,18 +28,17 @@ import torch
 
 from spwnet.classes import merge_classes
 from spwnet.codebook import Codebook, coarser
-from spwnet.config import Settings, parse_settings
+from spwnet.config import LabelSettings, Settings, parse_settings
 from spwnet.descriptors import Kind, kinds
 from spwnet.devices import memory_format, pick_device
 from spwnet.errors import RunError, SettingsError
 from spwnet.model import WNet
+from spwnet.naming import ClassMap, read_classes
 from spwnet.outputs import append_line, atomic_write, prepare_folder, read_lines, write_json
 from spwnet.preparation import Normalisation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from spwnet.config import LabelSettings
 
 RUN_FORMAT = 3
 
@@ -102,6 +103,8 @@ class TrainedModel:
             If there are not so many.
         """
         labels = labels or self.settings.labels
+        if labels.named:
+            return max(one.id for one in labels.named) + 1
         if labels.mode != "codebook" or self.codebook is None:
             return self.settings.model.classes
         if labels.classes == "auto":
@@ -112,6 +115,8 @@ class TrainedModel:
 
     def members(self, labels: LabelSettings) -> NDArray[np.int32]:
         """Return the table from the finest classes to those of the settings, merges included."""
+        if labels.named:
+            return self._named(labels)
         n_classes = self.n_classes(labels)
         table = np.arange(n_classes, dtype=np.int32)
         if labels.mode == "codebook" and self.codebook is not None:
@@ -125,6 +130,61 @@ class TrainedModel:
             )
         merged: NDArray[np.int32] = merge_classes(table[None], labels.merge)[0]
         return merged
+
+    @property
+    def n_finest(self) -> int:
+        """How many classes there are at most: those that all others are made of."""
+        return self.settings.model.classes if self.codebook is None else self.codebook.finest
+
+    def finest_labels(self) -> LabelSettings:
+        """Return settings of labels that tell all of the finest classes apart."""
+        classes: int | Literal["auto"] = "auto" if self.codebook is None else self.n_finest
+        return LabelSettings(mode=self.settings.labels.mode, classes=classes)
+
+    def class_map(self, n_classes: int | None = None) -> ClassMap:
+        """Return the classes by name, to be merged and named: of the tree at a number of them, or as many as suggested.
+
+        Raises
+        ------
+        SettingsError
+            If there are not so many.
+        """
+        if self.codebook is None:
+            return ClassMap.of_tree(self.n_finest, n_classes or self.n_finest, None, self.fingerprint)
+        parents = self.codebook.parents.tolist()
+        return ClassMap.of_tree(self.n_finest, n_classes or self.codebook.suggested, parents, self.fingerprint)
+
+    def labels(
+        self, labels: LabelSettings | None = None, classes: ClassMap | str | Path | None = None
+    ) -> LabelSettings:
+        """Return the settings of labels: those given, else the run's own, with classes by name on top.
+
+        Raises
+        ------
+        SettingsError
+            If the classes are not of this model.
+        """
+        labels = labels or self.settings.labels
+        if classes is None:
+            return labels
+        if not isinstance(classes, ClassMap):
+            classes = read_classes(classes, self.n_finest, None, self.fingerprint)
+        return classes.labels(labels)
+
+    def _named(self, labels: LabelSettings) -> NDArray[np.int32]:
+        """Table from the finest classes to those by name."""
+        members = sorted(k for one in labels.named for k in one.members)
+        if members != list(range(self.n_finest)):
+            odd = sorted(set(members) ^ set(range(self.n_finest)))[0]
+            came = "there is no such class" if odd >= self.n_finest else "it is in none"
+            raise SettingsError(
+                f"expected each of the {self.n_finest} finest classes in one class by name, but of {odd} {came}; make "
+                "the file of classes anew for this run"
+            )
+        table = np.empty(self.n_finest, np.int32)
+        for one in labels.named:
+            table[list(one.members)] = one.id
+        return table
 
 
 def make_network(settings: Settings, channels: int, *, solid: bool = False) -> WNet:
@@ -159,6 +219,8 @@ class Run:
         self.history = self.folder / "history.jsonl"
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.previews = self.folder / "previews"
+        self.gallery = self.folder / "gallery"
+        self.classes = self.folder / "classes.toml"
 
     def create(self, *, overwrite: bool = False) -> None:
         """Make the directory; what an earlier run left in it goes only with `overwrite`.
@@ -176,6 +238,8 @@ class Run:
             self.codebook,
             self.history,
             self.checkpoint,
+            # Of another model, whose classes mean something else.
+            self.classes,
             *self.previews.glob("step_*.png"),
         ]
         for file in stale:

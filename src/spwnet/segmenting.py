@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spwnet.config import LabelSettings
+    from spwnet.naming import ClassMap
     from spwnet.sources import ImageSource
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def segment(
     frames: Sequence[int] | str | None = None,
     superpixels: Any = None,
     labels: LabelSettings | None = None,
+    classes: ClassMap | str | Path | None = None,
     suffix: str | None = None,
     rate: float = 25.0,
     overlays: bool | Literal["full"] = True,
@@ -98,6 +100,8 @@ def segment(
         The user's superpixels, if the model was trained on such.
     labels : LabelSettings, optional
         Labelling and cleaning other than the run's own.
+    classes : ClassMap or path, optional
+        Classes by name, or a file of them, in place of those of `labels`.
     suffix : str, optional
         ".png" or ".tif" for label images, ".mp4" for videos; if not given, a video gives videos, all else PNG. Videos
         keep the size and the times of the input.
@@ -132,7 +136,7 @@ def segment(
             "expected a volume for this model, which was trained on one, but got images; open it by `open_volume` and "
             "use `segment_volume` (on the command line: `spwnet segment` with --volume)"
         )
-    cleaning = labels or model.settings.labels
+    cleaning = model.labels(labels, classes)
     if cleaning.mode == "codebook" and model.codebook is None:
         raise SettingsError(
             "expected a model trained with `labels.mode = 'codebook'` to label by codebook, but this one has none; "

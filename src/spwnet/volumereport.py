@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spwnet.classes import palette
 from spwnet.errors import OutputError
 from spwnet.outputs import atomic_write, grid, overlay, write_picture
 from spwnet.volumewriting import plain_unit, replacing, unit_symbol, write_volume
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
+    from spwnet.classes import Legend
     from spwnet.volumewriting import Shape, Spacing
 
     Labels = NDArray[np.integer[Any]]
@@ -118,7 +118,7 @@ def write_results(
     dtype: DTypeLike,
     slabs: Callable[[slice], Labels],
     *,
-    n_classes: int,
+    legend: Legend,
     spacing: Spacing | None,
     unit: str | None,
     provenance: Mapping[str, Any],
@@ -129,16 +129,22 @@ def write_results(
     ----------
     folder : Path
         Where files of these names are replaced.
-    suffix, shape, dtype, slabs, n_classes, spacing, unit, provenance
+    suffix, shape, dtype, slabs, spacing, unit, provenance
         As of `write_volume` and `summarise`; the slabs are gone through twice.
+    legend : Legend
+        Colours and names of as many classes as there are.
     """
+    n_classes = len(legend.colours)
     write_volume(
         folder / f"labels{suffix}", shape, dtype, slabs, n_classes=n_classes, spacing=spacing, unit=unit,
         provenance=provenance, overwrite=True,
     )  # fmt: skip
     summary = summarise(slabs, shape, n_classes, spacing, unit)
+    for k, entry in summary["classes"].items():
+        if int(k) in legend.names:
+            entry["name"] = legend.names[int(k)]
     write_curves(folder / "fractions.csv", summary)
-    write_picture(folder / "fractions.png", figure(summary, palette(n_classes)))
+    write_picture(folder / "fractions.png", figure(summary, legend.colours))
     return summary
 
 
@@ -149,7 +155,7 @@ def write_curves(path: str | Path, summary: Mapping[str, Any]) -> None:
     ----------
     path : path
         File to write: columns "axis", "slice" from 0, "position" (the slice times the spacing; in voxels if there is
-        none) and a fraction for each class, 0 … 1.
+        none) and a fraction for each class, 0 … 1, under its name or "class_3".
     summary : mapping
         What `summarise` returned.
 
@@ -160,11 +166,17 @@ def write_curves(path: str | Path, summary: Mapping[str, Any]) -> None:
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["axis", "slice", "position", *(f"class_{k}" for k in summary["classes"])])
+    names = [_cell(entry.get("name")) or f"class_{k}" for k, entry in summary["classes"].items()]
+    table.writerow(["axis", "slice", "position", *names])
     for axis, step in zip("zyx", summary["spacing"] or (1.0, 1.0, 1.0), strict=True):
         for number, fractions in enumerate(zip(*summary["along"][axis].values(), strict=True)):
             table.writerow([axis, number, f"{number * step:.9g}", *(f"{fraction:.7g}" for fraction in fractions)])
     atomic_write(path, text.getvalue().encode())
+
+
+def _cell(name: str | None) -> str | None:
+    """Keep spreadsheets from taking a name for a formula."""
+    return f"'{name}" if name and name[0] in "=+-@" else name
 
 
 def figure(summary: Mapping[str, Any], colours: Picture, size: tuple[int, int] = (900, 500)) -> Picture:
@@ -211,6 +223,7 @@ def orthogonal(
     colours: Picture,
     spacing: Spacing | None = None,
     size: int = 480,
+    clear: int | None = None,
 ) -> Picture:
     """Show three slices through a volume that are at right angles, beside the same with the classes drawn over them.
 
@@ -226,6 +239,8 @@ def orthogonal(
         Distance between voxels in z, y and x; they are shown in proportion.
     size : int
         Pixels of the longer side of the three slices together, about.
+    clear : int, optional
+        Class that is not tinted.
 
     Returns
     -------
@@ -256,7 +271,7 @@ def orthogonal(
     for drawn in (False, True):
         parts = [np.repeat(part[..., None], 3, axis=2) for part in plain]
         if drawn:
-            parts = [overlay(part, ids, colours) for part, ids in zip(parts, classes, strict=True)]
+            parts = [overlay(part, ids, colours, clear=clear) for part, ids in zip(parts, classes, strict=True)]
         front, above, side = parts
         shown.append([[front, side.transpose(1, 0, 2)], [above, np.full((1, 1, 3), 255, np.uint8)]])
     return grid([[grid(rows, gap=4) for rows in shown]], ["Image", "Classes"])

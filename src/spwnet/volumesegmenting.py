@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -20,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from spwnet import outputs
 from spwnet.blocks import tiles
-from spwnet.classes import palette
+from spwnet.classes import clean, legend
 from spwnet.devices import worker_pool
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.images import fingerprint
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spwnet.blocks import Region
+    from spwnet.classes import Legend
     from spwnet.config import LabelSettings
+    from spwnet.naming import ClassMap
     from spwnet.volumes import Volume
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ BLOCK = 128
 """Working voxels along the side of a block, if nothing else is asked for."""
 SLICES = 8
 """Slices in a block where each slice is labelled on its own."""
+CLEANING_BYTES = 60
+"""Memory that cleaning takes for a voxel, about."""
 MOST_DEATHS = 10
 """Times that blocks whose workers died are given out again before the job is given up."""
 CONNECT_SECONDS = 30
@@ -78,6 +83,7 @@ def segment_volume(
     output: str | Path | None = None,
     *,
     labels: LabelSettings | None = None,
+    classes: ClassMap | str | Path | None = None,
     suffix: str = ".tif",
     block: int | Sequence[int] | None = None,
     workers: int | None = None,
@@ -101,7 +107,9 @@ def segment_volume(
         class, in all and slice by slice), and ``slices.png`` (three slices at right angles); without one the labels
         are returned.
     labels : LabelSettings, optional
-        Number of classes and merges other than the run's own. Cleaning is not for volumes.
+        Number of classes, merges and cleaning other than the run's own; volumes are cleaned whole, in memory.
+    classes : ClassMap or path, optional
+        Classes by name, or a file of them, in place of those of `labels`.
     suffix : str
         ".tif", ".zarr" (OME-Zarr), ".h5" or ".nxs" (NeXus), ".npy".
     block : int or three ints, optional
@@ -134,7 +142,7 @@ def segment_volume(
     """
     if not isinstance(model, TrainedModel):
         model = load(model, device=device)
-    chosen = labels or model.settings.labels
+    chosen = model.labels(labels, classes)
     check_options(suffix=suffix, block=block, workers=workers)
     n_classes = _check(model, volume, chosen)
     sides = _block_sides(model, volume, block)
@@ -153,6 +161,7 @@ def segment_volume(
             model, volume, regions, chosen, everything, count, lambda k, ids: found.__setitem__(regions[k], ids)
         )
         _follow(blocks, len(regions), len(regions), on_progress)
+        found = clean(found, chosen)
         summary = summarise(lambda z: found[z], volume.shape, n_classes, volume.spacing, volume.unit)
         return VolumeSegmentation(None, found, summary)
 
@@ -182,15 +191,24 @@ def segment_volume(
         blocks = _on_dask(model, volume, store, chosen, missing, count, scheduler)
     _follow(blocks, len(missing), len(regions), on_progress)
 
-    sections = _Sections(store)
+    slab: Callable[[slice], NDArray[np.unsignedinteger[Any]]] = store.slab
+    if chosen.cleans:
+        # Whole, so that it does not depend on where blocks were cut.
+        cleaned = clean(store.slab(slice(0, volume.shape[0])), chosen)
+
+        def slab(z: slice) -> NDArray[np.unsignedinteger[Any]]:
+            return cleaned[z]
+
+    sections = _Sections(slab, volume.shape, dtype)
+    looks = legend(chosen, n_classes)
     provenance = {**described, **outputs.provenance()}
     summary = write_results(
-        folder, suffix, volume.shape, dtype, sections.slab, n_classes=n_classes, spacing=volume.spacing,
+        folder, suffix, volume.shape, dtype, sections.slab, legend=looks, spacing=volume.spacing,
         unit=volume.unit, provenance=provenance,
     )  # fmt: skip
-    outputs.write_picture(folder / "slices.png", sections.drawn_over(volume, palette(n_classes)))
-    _write_meshes(folder, meshes, store.slab, volume)
-    by_codebook = chosen.mode == "codebook" and model.codebook is not None
+    outputs.write_picture(folder / "slices.png", sections.drawn_over(volume, looks))
+    _write_meshes(folder, meshes, slab, volume)
+    by_codebook = chosen.mode == "codebook" and model.codebook is not None and not chosen.named
     tree = model.codebook.tree(n_classes) if by_codebook and model.codebook is not None else None
     whole = {"complete": True, "suffix": suffix, "n_classes": n_classes, "tree": tree}
     outputs.write_json(folder / SUMMARY, {**provenance, **whole, "summary": summary})
@@ -222,21 +240,20 @@ def check_options(
         raise SettingsError(f"expected classes from 0 for surfaces, but got {min(meshes)}")
 
 
-def check_cleaning(labels: LabelSettings) -> None:
-    """Check that labels need no cleaning.
+def check_memory(shape: Sequence[int], labels: LabelSettings) -> None:
+    """Check that a volume that is to be cleaned, which is done to the whole of it, fits into memory.
 
     Raises
     ------
     SettingsError
     """
-    for name, value in (
-        ("fill_holes", labels.fill_holes), ("remove_objects", labels.remove_objects), ("reassign", labels.reassign),
-    ):  # fmt: skip
-        if value:
-            raise SettingsError(
-                f"expected no `labels.{name}` for a volume, because blocks would be cleaned each on its own, but got "
-                f"{value}; leave it out"
-            )
+    needed = math.prod(shape) * CLEANING_BYTES
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    if labels.cleans and needed > there:
+        raise SettingsError(
+            f"expected memory of about {needed / 2**30:.0f} GiB to clean labels of {'×'.join(map(str, shape))} voxels, "
+            f"all of which are looked at together, but there are {there / 2**30:.0f} GiB; leave the cleaning out"
+        )
 
 
 def _check(model: TrainedModel, volume: Volume, labels: LabelSettings) -> int:
@@ -246,7 +263,7 @@ def _check(model: TrainedModel, volume: Volume, labels: LabelSettings) -> int:
             f"expected a volume of {model.info['channels']} channels as in training, but '{volume.name}' has "
             f"{volume.channels}; segment volumes of the same kind"
         )
-    check_cleaning(labels)
+    check_memory(volume.shape, labels)
     if model.solid:
         grid_of(volume, model.settings.model_copy(update={"labels": labels}))
     elif model.settings.superpixels.method == "labels":
@@ -457,27 +474,29 @@ def _write_meshes(folder: Path, classes: Sequence[int], slab: Callable[[slice], 
 
 
 class _Sections:
-    """Gives the slabs of a store, and keeps three sections at right angles through the middle as they pass."""
+    """Gives slabs of labels, and keeps three sections at right angles through the middle as they pass."""
 
-    def __init__(self, store: BlockStore) -> None:
-        self._store = store
-        self._middle = tuple(n // 2 for n in store.shape)
-        depth, height, width = store.shape
-        self._across = [np.empty(shape, store.dtype) for shape in ((height, width), (depth, width), (depth, height))]
+    def __init__(
+        self, slab: Callable[[slice], NDArray[np.unsignedinteger[Any]]], shape: Sequence[int], dtype: np.dtype[Any]
+    ) -> None:
+        self._slab = slab
+        self._middle = tuple(n // 2 for n in shape)
+        depth, height, width = shape
+        self._across = [np.empty(section, dtype) for section in ((height, width), (depth, width), (depth, height))]
 
     def slab(self, z: slice) -> NDArray[np.unsignedinteger[Any]]:
-        ids = self._store.slab(z)
+        ids = self._slab(z)
         middle, y, x = self._middle
         if z.start <= middle < z.stop:
             self._across[0][...] = ids[middle - z.start]
         self._across[1][z], self._across[2][z] = ids[:, y], ids[:, :, x]
         return ids
 
-    def drawn_over(self, volume: Volume, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def drawn_over(self, volume: Volume, looks: Legend) -> NDArray[np.uint8]:
         """Draw the sections over those of the first channel, once all slabs have passed."""
         images = []
         for axis, k in enumerate(self._middle):
             where = [slice(None)] * 3
             where[axis] = slice(k, k + 1)
             images.append(volume.read((where[0], where[1], where[2]))[..., 0].squeeze(axis))
-        return orthogonal(images, self._across, colours, volume.spacing)
+        return orthogonal(images, self._across, looks.colours, volume.spacing, clear=looks.background)
