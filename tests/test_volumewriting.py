@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from spwnet import volumewriting
 from spwnet.classes import palette
 from spwnet.errors import OutputError
-from spwnet.volumewriting import SUFFIXES, BlockStore, check_space, check_target, unit_symbol, write_volume
+from spwnet.units import unit_symbol
+from spwnet.volumewriting import SUFFIXES, BlockStore, check_space, check_target, write_volume
 
 DTYPES = ["uint8", "uint16", "uint32"]
 PROVENANCE = {"spwnet": "9.9", "time": "2026-01-02T03:04:05+00:00", "settings": {"größe": 3, "scale": 0.5}}
@@ -530,7 +531,10 @@ class TestRefusals:
     @pytest.mark.parametrize(("suffix", "module", "extra"), [(".zarr", "zarr", "zarr"), (".h5", "h5py", "hdf5")])
     def test_missing_package(self, tmp_path, monkeypatch, suffix, module, extra):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(OutputError, match=rf"expected {module}, .*install it by `pip install 'spwnet\[{extra}\]'`"):
+        message = (
+            rf"expected the package {module} to write {suffix}, .*`pip install 'spwnet\[{extra}\]'`, or write TIFF"
+        )
+        with pytest.raises(OutputError, match=message):
             check_target(tmp_path / f"v{suffix}")
 
     def test_full_disk_beforehand(self, tmp_path, monkeypatch):
@@ -623,31 +627,3 @@ class TestRefusals:
         with pytest.raises(OutputError, match=message):
             write_volume(tmp_path / "v.tif", slabs=lambda z: volume[z], **options)
         assert list(tmp_path.iterdir()) == []
-
-
-class TestUnits:
-    @pytest.mark.parametrize(
-        ("written", "symbol"),
-        [
-            (None, None),
-            ("", None),
-            ("Pixel", None),
-            ("um", "µm"),
-            ("\u03bcm", "µm"),
-            ("\u00b5m", "µm"),
-            ("Micrometers", "µm"),
-            (" microns", "µm"),
-            ("nanometre", "nm"),
-            ("mm", "mm"),
-            ("\u00c5", "Å"),
-            ("\u212b", "Å"),
-            ("Angstroms", "Å"),
-            ("A", "Å"),
-        ],
-    )
-    def test_symbol(self, written, symbol):
-        assert unit_symbol(written) == symbol
-
-    def test_near_misses_are_helped(self):
-        with pytest.raises(OutputError, match=r"Did you mean 'micrometer'\?"):
-            unit_symbol("mikrometer")

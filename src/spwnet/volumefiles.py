@@ -20,6 +20,7 @@ import numpy as np
 
 from spwnet.errors import InputError
 from spwnet.images import MOST_CHANNELS, _open, _open_tiff, _readable, _single
+from spwnet.packages import optional_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,30 +34,6 @@ logger = logging.getLogger(__name__)
 
 MOST_NODES = 20_000
 """Groups and datasets of one file that are looked at in search of a volume."""
-
-METRES = {
-    "meter": 1.0,
-    "centimeter": 1e-2,
-    "millimeter": 1e-3,
-    "micrometer": 1e-6,
-    "nanometer": 1e-9,
-    "angstrom": 1e-10,
-    "picometer": 1e-12,
-    "inch": 0.0254,
-}
-"""Units of length as OME spells them, in metres."""
-
-_SPELLED = {
-    "meter": "m metre meters metres",
-    "centimeter": "cm centimetre centimeters centimetres",
-    "millimeter": "mm millimetre millimeters millimetres",
-    "micrometer": "um µm μm \\u00b5m micron microns micrometre micrometers micrometres",
-    "nanometer": "nm nanometre nanometers nanometres",
-    "angstrom": "å a ang angstroms ångström",
-    "picometer": "pm picometre picometers picometres",
-    "inch": "in inches",
-}
-_SPELLINGS = {word: unit for unit, words in _SPELLED.items() for word in (unit, *words.split())}
 
 _CODECS = {"imagecodecs": "imagecodecs", "pcodec": "pcodec", "zfpy": "zfpy", "crc32c": "crc32c"}
 _QUIET = Lock()
@@ -154,11 +131,6 @@ def arrange(block: NDArray[Any], axes: str) -> NDArray[Any]:
     order = sorted(range(len(axes)), key=lambda k: "ZYXCS".find(axes[k]))
     depth, height, width = (block.shape[axes.index(axis)] if axis in axes else 1 for axis in "ZYX")
     return block.transpose(order).reshape(depth, height, width, -1)
-
-
-def standard_unit(text: str | None) -> str | None:
-    """Spell a unit of length as OME does; None for any other word."""
-    return _SPELLINGS.get((text or "").strip().lower())
 
 
 # Arrays, and files that are one array
@@ -335,7 +307,7 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Stored:
     InputError
         If it is not there, or several are volumes, or its filter is not installed.
     """
-    h5py = package("h5py", "HDF5", "hdf5")
+    h5py = optional_package("h5py", "to read HDF5", "hdf5", InputError)
     with suppress(ImportError):
         importlib.import_module("hdf5plugin")  # which registers its filters
     file = h5py.File(path, "r")
@@ -532,7 +504,7 @@ def open_zarr(path: Path, dataset: str | None = None, level: int = 0) -> Stored:
     InputError
         If it is not there, or several are volumes, or the level is not there.
     """
-    zarr = package("zarr", "Zarr", "zarr")
+    zarr = optional_package("zarr", "to read Zarr", "zarr", InputError)
     with _quiet("Object at|The data type"):  # of other files among the arrays, and of types without a standard
         root = zarr.open(zarr.storage.ZipStore(path, mode="r") if path.is_file() else path, mode="r")
         array = _find_zarr(root, (dataset or "").strip("/"), level)
@@ -620,7 +592,7 @@ def _ome_axes(root: Any, path: str, ndim: int) -> tuple[str | None, Steps]:
 
 def open_nifti(path: Path) -> Stored:
     """Open a NIfTI file, whose axes are x, y, z: by memory map, or through its compression."""
-    nibabel = package("nibabel", "NIfTI", "medical")
+    nibabel = optional_package("nibabel", "to read NIfTI", "medical", InputError)
     image = nibabel.load(path)
     proxy, header = image.dataobj, image.header
     shape, dtype, slope, inter = proxy.shape, proxy.dtype, float(proxy.slope), float(proxy.inter)
@@ -656,7 +628,7 @@ def open_nifti(path: Path) -> Stored:
 
 def open_mrc(path: Path) -> Stored:
     """Map an MRC file into memory."""
-    mrcfile = package("mrcfile", "MRC", "medical")
+    mrcfile = optional_package("mrcfile", "to read MRC", "medical", InputError)
     with _quiet("MRC file is .* larger"), mrcfile.mmap(path, mode="r") as file:
         data, header, sizes = file.data, file.header, file.voxel_size
         order = [int(header.maps), int(header.mapr), int(header.mapc)]
@@ -666,23 +638,6 @@ def open_mrc(path: Path) -> Stored:
 
 
 # What the readers share
-
-
-def package(name: str, what: str, extra: str) -> Any:
-    """Import an optional package.
-
-    Raises
-    ------
-    InputError
-        If it is not installed; it names the extra.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise InputError(
-            f"expected the package {name} to read {what}, but it is not installed; "
-            f"install it by `pip install 'spwnet[{extra}]'`"
-        ) from None
 
 
 def _by_chunks(take: Take, chunks: tuple[int, ...] | None) -> Take:

@@ -15,7 +15,8 @@ import numpy as np
 from spwnet.classes import palette
 from spwnet.errors import OutputError
 from spwnet.outputs import atomic_write, grid, overlay, write_picture
-from spwnet.volumewriting import plain_unit, replacing, unit_symbol, write_volume
+from spwnet.units import plain_unit, unit_symbol
+from spwnet.volumewriting import replacing, write_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -17,8 +17,8 @@ import numpy as np
 from spwnet.errors import InputError, did_you_mean
 from spwnet.images import PICTURES, SUFFIXES, TIFFS, _find
 from spwnet.sources import Image, numbered
+from spwnet.units import METRES, standard_unit
 from spwnet.volumefiles import (
-    METRES,
     Stored,
     arrange,
     describe_hdf5,
@@ -33,7 +33,6 @@ from spwnet.volumefiles import (
     open_tiff,
     open_zarr,
     readable,
-    standard_unit,
 )
 
 if TYPE_CHECKING:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 
 from spwnet.classes import palette
-from spwnet.errors import OutputError, did_you_mean
+from spwnet.errors import OutputError
 from spwnet.outputs import atomic_write, provenance, readable_errors, write_json
+from spwnet.packages import optional_package
+from spwnet.units import plain_unit, standard_unit, unit_symbol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,21 +43,6 @@ _EXTRAS = {".zarr": ("zarr", "zarr"), ".h5": ("h5py", "hdf5"), ".hdf5": ("h5py",
 _DIGEST = sha256().digest_size
 # The largest offset of a classic TIFF, less what tags may take.
 _CLASSIC_TIFF = 2**32 - 2**25
-# By symbol, as OME-XML wants it: what OME-Zarr calls it, and what else people write.
-_UNITS = {
-    "m": ("meter", ("meter", "metre")),
-    "cm": ("centimeter", ("centimeter", "centimetre")),
-    "mm": ("millimeter", ("millimeter", "millimetre")),
-    "µm": ("micrometer", ("um", "μm", "micron", "micrometer", "micrometre")),
-    "nm": ("nanometer", ("nanometer", "nanometre")),
-    "pm": ("picometer", ("picometer", "picometre")),
-    "Å": ("angstrom", ("A", "\u212b", "angstrom", "ångström")),
-    "in": ("inch", ("inch", "inches")),
-}
-_ALIASES = {symbol: symbol for symbol in _UNITS}
-_ALIASES |= {name: symbol for symbol, (_, names) in _UNITS.items() for name in names}
-_ALIASES |= {f"{name}s": symbol for name, symbol in _ALIASES.items() if len(name) > 4 and not name.endswith("s")}
-_NO_UNIT = ("", "pixel", "pixels", "px", "voxel", "voxels")
 
 
 class BlockStore:
@@ -307,40 +294,6 @@ class BlockStore:
         return labels
 
 
-def unit_symbol(unit: str | None) -> str | None:
-    """Return the symbol of a unit of length: "um" and "micrometre" are "µm".
-
-    Parameters
-    ----------
-    unit : str or None
-        Symbol or name; none, "pixel" and "voxel" mean that nothing is known.
-
-    Returns
-    -------
-    {"m", "cm", "mm", "µm", "nm", "pm", "Å", "in"} or None
-
-    Raises
-    ------
-    OutputError
-        If it is another unit.
-    """
-    if unit is None or unit.strip().lower() in _NO_UNIT:
-        return None
-    name = unit.strip()
-    symbol = _ALIASES.get(name) or _ALIASES.get(name.lower())
-    if symbol is None:
-        raise OutputError(
-            f"expected a unit of length, one of {', '.join(_UNITS)}, but got '{unit}'; convert the spacing to one"
-            + did_you_mean(name, _ALIASES)
-        )
-    return symbol
-
-
-def plain_unit(symbol: str | None) -> str:
-    """Return a symbol of a unit in ASCII, for files and fonts that hold nothing else; "pixel" if there is none."""
-    return {"µm": "um", "Å": "angstrom", None: "pixel"}.get(symbol) or str(symbol)
-
-
 def check_suffix(name: str | Path) -> str:
     """Return the suffix of a label volume, in lower case.
 
@@ -354,7 +307,9 @@ def check_suffix(name: str | Path) -> str:
         raise OutputError(
             f"expected a label volume named {', '.join(SUFFIXES)}, but got '{Path(name).name}'; rename it"
         )
-    _check_package(suffix)
+    if suffix in _EXTRAS:
+        name, extra = _EXTRAS[suffix]
+        optional_package(name, f"to write {suffix}", extra, OutputError, otherwise="write TIFF (.tif)")
     return suffix
 
 
@@ -789,7 +744,7 @@ def _multiscale(
     volume: _Volume, strides: Sequence[tuple[int, ...]], ome_version: Literal["0.4", "0.5"], folder: str
 ) -> dict[str, Any]:
     """What OME-Zarr says of the levels in a folder."""
-    axis = {"type": "space"} | ({"unit": _UNITS[volume.unit][0]} if volume.unit else {})
+    axis = {"type": "space"} | ({"unit": standard_unit(volume.unit)} if volume.unit else {})
     scales = [[step * thin for step, thin in zip(volume.steps, stride, strict=True)] for stride in strides]
     return {
         **({"version": "0.4"} if ome_version == "0.4" else {}),
@@ -870,21 +825,6 @@ def _checked(
             f"{labels.min()} to {labels.max()}; give the number of classes they were made with"
         )
     return np.ascontiguousarray(labels, dtype)
-
-
-def _check_package(suffix: str) -> None:
-    from importlib import import_module
-
-    module, extra = _EXTRAS.get(suffix, (None, None))
-    if module is None:
-        return
-    try:
-        import_module(module)
-    except ImportError as error:
-        raise OutputError(
-            f"expected {module}, which writes {suffix}, but: {error}; install it by `pip install 'spwnet[{extra}]'`, "
-            "or write TIFF (.tif)"
-        ) from error
 
 
 def _unreadable(path: Path, error: Exception) -> OutputError:
