@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError
-from spwnet.images import MOST_CHANNELS, _open, _open_tiff, _readable, _single
+from spwnet.images import MOST_CHANNELS, open_stack, open_tiff_stack, readable_image, single_image
 from spwnet.packages import optional_package
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ def open_slices(paths: Sequence[Path], axes: str | None) -> Stored:
     axes : str or None
         Names of the axes of one slice, for TIFF and NPY.
     """
-    with _readable(str(paths[0])):
-        first = _single(_open(paths[0], axes))
+    with readable_image(str(paths[0])):
+        first = single_image(open_stack(paths[0], axes))
         sample = first.take(tuple(slice(0, 1) for _ in first.axes))
         height, width = (first.shape[first.axes.index(axis)] for axis in "YX")
     # tifffile turns the bytes of a compressed page around, those of a memory map it leaves
@@ -194,8 +194,8 @@ def open_slices(paths: Sequence[Path], axes: str | None) -> Stored:
         parts = dict(zip("YX", index[1:3], strict=True))
         slices = []
         for path in paths[index[0]]:
-            with _readable(str(path)):
-                stack = _single(_open(path, axes))
+            with readable_image(str(path)):
+                stack = single_image(open_stack(path, axes))
                 block = stack.take(tuple(parts.get(axis, slice(None)) for axis in stack.axes))
                 size = (*(stack.shape[stack.axes.index(axis)] for axis in "YX"), stack.channels)
                 found = (*size, block.dtype.newbyteorder("="))
@@ -221,7 +221,7 @@ def open_tiff(path: Path) -> Stored:
     """Open a TIFF of many pages, by memory map where it lies in one piece, else page by page."""
     from tifffile import TiffFile
 
-    stack = _open_tiff(path, None)
+    stack = open_tiff_stack(path, None)
     with TiffFile(path) as tiff:
         page: Any = tiff.pages[0]
         dtype, samples, inner = page.dtype, page.samplesperpixel, page.ndim

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from spwnet.errors import InputError, did_you_mean
-from spwnet.images import PICTURES, SUFFIXES, TIFFS, _find
+from spwnet.images import PICTURES, SUFFIXES, TIFFS, find_paths
 from spwnet.sources import Image, numbered
 from spwnet.units import METRES, standard_unit
 from spwnet.volumefiles import (
@@ -422,7 +422,7 @@ def _slices(entry: Any) -> list[Path]:
             "expected a path, an array or a list of paths, but got a list of "
             + ("other or mixed things; stack arrays to one" if entries else "none")
         )
-    paths = [path.absolute() for e in entries for path in _find(e)]
+    paths = [path.absolute() for e in entries for path in find_paths(e)]
     other = next((path for path in paths if path.suffix.lower() not in SUFFIXES), None)
     if other is not None:
         raise InputError(f"expected slices as images ({', '.join(SUFFIXES)}), but got {other}; open it by itself")
