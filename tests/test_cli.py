@@ -14,6 +14,7 @@ from PIL import Image
 
 import spwnet
 from spwnet import api, cli
+from spwnet.cli.progress import duration
 from spwnet.config import make_settings, setting_names
 from tests.conftest import SOLID, TINY, phantom
 
@@ -372,4 +373,4 @@ def test_a_model_and_a_volume_that_do_not_fit(scans, folder, capsys):
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "60:00")])
 def test_durations(seconds, text):
-    assert cli._duration(seconds) == text
+    assert duration(seconds) == text
