@@ -356,6 +356,7 @@ def _surface(
         box = np.concatenate([above, cells, empty] if last else [above, cells])
         if box.max() > level > box.min():
             # The first classic method: unlike Lewiner's, it shares each edge between just two triangles.
+            # scikit-image tells no types here
             vertices, triangles, _, _ = marching_cubes(box, level, method="lorensen")  # type: ignore[no-untyped-call]
             vertices = vertices.astype(np.float64) - (0, 1, 1)
             yield seam.join(vertices, triangles.astype(np.int64), len(box) - 1, first - 1)

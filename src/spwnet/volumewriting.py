@@ -443,7 +443,7 @@ def _nexus_group(parent: Any, name: str, kind: str, **attributes: Any) -> Any:
 
 def _write_zarr(path: Path, volume: _Volume, ome_version: Literal["0.4", "0.5"]) -> None:
     import zarr
-    from numcodecs import Blosc  # type: ignore[import-untyped]
+    from numcodecs import Blosc  # type: ignore[import-untyped]  # it tells no types
     from zarr.codecs import BloscCodec
 
     old = ome_version == "0.4"
