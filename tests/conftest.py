@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import hypothesis
 import numpy as np
@@ -107,3 +108,33 @@ def solid_models():
 @pytest.fixture(scope="session")
 def solid_model(solid_models):
     return solid_models["instant", 1]
+
+
+def label_volume(shape=(9, 11, 13), dtype="uint8", n_classes=5, seed=0):
+    """Classes at random."""
+    return np.random.default_rng(seed).integers(0, n_classes, shape).astype(dtype)
+
+
+def blocks_of(shape, size):
+    """Blocks of some size that fill a volume."""
+    cuts = [[slice(k, min(k + step, n)) for k in range(0, n, step)] for n, step in zip(shape, size, strict=True)]
+    return [(z, y, x) for z in cuts[0] for y in cuts[1] for x in cuts[2]]
+
+
+def failing(code):
+    """A function that fails as the operating system does."""
+
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def files_in(folder):
+    """Names of all files below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def _no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)

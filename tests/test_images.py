@@ -661,7 +661,7 @@ def test_channels_are_counted_without_reading(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "b.tif", noise(3, 20, 30), photometric="minisblack", metadata={"axes": "CYX"})
     np.save(tmp_path / "c.npy", noise(5, 6))
     source = open_images(tmp_path)
-    monkeypatch.setattr(spwnet.images._Stack, "read", None)
+    monkeypatch.setattr(spwnet.images.Stack, "read", None)
     assert check_same_channels(source, [0, 1]) == 3
     with pytest.raises(InputError, match="'a' has 3 and 'c' has 1; give images of one kind"):
         check_same_channels(source)

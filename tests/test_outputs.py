@@ -17,13 +17,7 @@ from PIL import Image
 
 from spwnet import outputs
 from spwnet.errors import OutputError
-
-
-def fail(code):
-    def failing(*args, **kwargs):
-        raise OSError(code, os.strerror(code))
-
-    return failing
+from tests.conftest import failing
 
 
 def files(folder):
@@ -74,7 +68,7 @@ class TestPrepareFolder:
         ],
     )
     def test_unwritable(self, tmp_path, monkeypatch, code, message):
-        monkeypatch.setattr(Path, "touch", fail(code))
+        monkeypatch.setattr(Path, "touch", failing(code))
         with pytest.raises(OutputError, match=message):
             outputs.prepare_folder(tmp_path)
 
@@ -105,7 +99,7 @@ class TestAtomicWrite:
     def test_failure_keeps_what_was_there(self, tmp_path, monkeypatch, owner, name, code, message):
         (tmp_path / "x").write_bytes(b"before")
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, fail(code))
+            patch.setattr(owner, name, failing(code))
             with pytest.raises(OutputError, match=message):
                 outputs.atomic_write(tmp_path / "x", b"after")
         assert files(tmp_path) == ["x"]
@@ -325,3 +319,28 @@ def test_provenance_says_what_made_it():
     assert made["python"] == ".".join(map(str, sys.version_info[:3]))
     assert abs((datetime.now(UTC) - datetime.fromisoformat(made["time"])).total_seconds()) < 60
     assert json.loads(json.dumps(made)) == made
+
+
+class TestCheckedLabels:
+    def test_type_and_memory_are_those_asked_for(self):
+        found = outputs.checked_labels(np.arange(6).reshape(2, 3).T, (3, 2), outputs.stored_dtype("u2"), 5, "a part")
+        assert found.dtype == np.uint16
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, [[0, 3], [1, 4], [2, 5]])
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (np.zeros((2, 3)), r"expected integers of shape \(2, 3\) for a part, but got float64"),
+            (np.zeros((3, 2), int), r"expected integers of shape \(2, 3\) for a part, but got int64 of shape \(3, 2\)"),
+            (np.full((2, 3), 256), "expected class ids 0 to 255 in uint8 for a part, but got 256 to 256"),
+            (np.full((2, 3), -1), "but got -1 to -1"),
+        ],
+    )
+    def test_what_cannot_be_stored(self, labels, message):
+        with pytest.raises(OutputError, match=message):
+            outputs.checked_labels(labels, (2, 3), np.dtype(np.uint8), 1000, "a part")
+
+    def test_types_that_hold_no_labels(self):
+        with pytest.raises(OutputError, match="one of uint8, uint16, uint32, but got int32"):
+            outputs.stored_dtype("int32")

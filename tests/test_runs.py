@@ -45,7 +45,8 @@ def test_files_of_a_run(run):
     names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     assert names == {
         "run.json", "weights.safetensors", "codebook.safetensors", "history.jsonl", "checkpoint.safetensors",
-        "previews/step_000001.png",
+        "previews/step_000001.png", "gallery/gallery.json", "gallery/00.jpg", "gallery/00_labels.png",
+        "gallery/00_uncertainty.png",
     }  # fmt: skip
     info, settings, normalisation = run.read()
     assert info["format"] == RUN_FORMAT

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from spwnet.errors import OutputError
 from spwnet.videowriting import PART, VideoParts, join
+from tests.conftest import failing, files_in
 
 av = pytest.importorskip("av")
 
@@ -22,17 +23,6 @@ SIZE = (43, 61)
 BASE = Fraction(1, 30000)
 RATE = Fraction(30)
 KINDS = ["labels", "overlay"]
-
-
-def fail(code):
-    def failing(*args, **kwargs):
-        raise OSError(code, os.strerror(code))
-
-    return failing
-
-
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def frame(kind, index, size=SIZE, n_classes=256):
@@ -104,7 +94,7 @@ class TestLabels:
             np.testing.assert_array_equal(got.to_ndarray(), ids)
         assert frames[0].format.name == ("gray" if n_classes <= 256 else "gray16le")
         assert said["frames"] == len(written)
-        assert files(tmp_path) == ["labels.mp4"]
+        assert files_in(tmp_path) == ["labels.mp4"]
 
     def test_every_frame_can_be_sought(self, tmp_path):
         write(parts_of(tmp_path / "a.mp4"), range(40)).finish()
@@ -213,7 +203,7 @@ class TestInterrupted:
         assert not path.exists()
         assert write(again, range(PART * done, 70)).finish() == 70
         assert path.read_bytes() == whole[kind]
-        assert files(tmp_path) == [path.name]
+        assert files_in(tmp_path) == [path.name]
         assert not (tmp_path / "parts").exists()
 
     @pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 70])
@@ -228,11 +218,11 @@ class TestInterrupted:
             for index, got in enumerate(frames):
                 np.testing.assert_array_equal(got.to_ndarray(), frame(kind, index))
         done = (n - 1) // PART
-        assert files(tmp_path) == [path.name] + [f"parts/{kind}_{PART * part:06d}.nut" for part in range(done)]
+        assert files_in(tmp_path) == [path.name] + [f"parts/{kind}_{PART * part:06d}.nut" for part in range(done)]
         again = parts_of(path, kind)
         assert write(again, range(PART * done, 70)).finish() == 70
         assert path.read_bytes() == whole[kind]
-        assert files(tmp_path) == [path.name]
+        assert files_in(tmp_path) == [path.name]
 
     def test_frames_of_finished_parts_are_passed_over(self, tmp_path, kind, whole):
         path = tmp_path / f"{kind}.mp4"
@@ -276,13 +266,13 @@ class TestInterrupted:
         )
         killed = subprocess.run([sys.executable, "-c", script, str(path), kind], cwd=Path(__file__).parents[1])
         assert killed.returncode == -signal.SIGKILL
-        assert any(name.endswith(left.format(kind)) for name in files(tmp_path))
+        assert any(name.endswith(left.format(kind)) for name in files_in(tmp_path))
         assert not path.exists()
         again = parts_of(path, kind)
         assert again.finished == {PART * part for part in range(call - 1)}
         assert write(again, range(70)).finish() == 70
         assert path.read_bytes() == whole[kind]
-        assert files(tmp_path) == [path.name]
+        assert files_in(tmp_path) == [path.name]
 
 
 class TestMissing:
@@ -299,7 +289,7 @@ class TestMissing:
         assert video.finished == parts_of(path, kind).finished == {index - index % PART for index in indices}
         assert video.finish() == len(indices)
         assert read(path)[1] == [1001 * index * BASE for index in indices]
-        assert files(tmp_path) == [path.name]
+        assert files_in(tmp_path) == [path.name]
 
     @pytest.mark.parametrize("complete", [True, False])
     def test_all(self, tmp_path, complete):
@@ -314,9 +304,9 @@ class TestNeighbours:
             for kind, video in videos.items():
                 video.write(index, 1001 * index, frame(kind, index))
         videos["labels"].finish()
-        assert files(tmp_path) == ["labels.mp4", "parts/overlay_000000.nut", "parts/overlay_000032.nut"]
+        assert files_in(tmp_path) == ["labels.mp4", "parts/overlay_000000.nut", "parts/overlay_000032.nut"]
         videos["overlay"].finish()
-        assert files(tmp_path) == ["labels.mp4", "overlay.mp4"]
+        assert files_in(tmp_path) == ["labels.mp4", "overlay.mp4"]
         assert {kind: (tmp_path / f"{kind}.mp4").read_bytes() for kind in KINDS} == whole
 
     def test_parts_of_other_names_are_not_ours(self, tmp_path):
@@ -326,7 +316,7 @@ class TestNeighbours:
         assert parts_of(tmp_path / "a.b.mp4").finished == set()
         (tmp_path / "parts" / "notes.txt").write_text("mine")
         write(parts_of(tmp_path / "a.b.mp4"), range(33)).finish()
-        assert files(tmp_path) == ["a.b.mp4", "parts/a_000000_000000.nut", "parts/axb_000000.nut", "parts/notes.txt"]
+        assert files_in(tmp_path) == ["a.b.mp4", "parts/a_000000_000000.nut", "parts/axb_000000.nut", "parts/notes.txt"]
 
     def test_remove_earlier(self, tmp_path):
         for name in ("labels.mp4", ".labels.mp4.tmp", "overlay.mp4", "labels.json"):
@@ -338,7 +328,12 @@ class TestNeighbours:
         assert video.finished == {0}
         video.remove_earlier()
         assert video.finished == set()
-        assert files(tmp_path) == ["labels.json", "overlay.mp4", "parts/labels_notes.txt", "parts/overlay_000000.nut"]
+        assert files_in(tmp_path) == [
+            "labels.json",
+            "overlay.mp4",
+            "parts/labels_notes.txt",
+            "parts/overlay_000000.nut",
+        ]
         parts_of(tmp_path / "new.mp4").remove_earlier()
 
     def test_a_time_for_a_name(self, tmp_path, monkeypatch, whole):
@@ -365,11 +360,11 @@ class TestJoin:
 
     def refused(self, parts, target, message):
         target.write_text("earlier")
-        before = files(target.parent)
+        before = files_in(target.parent)
         with pytest.raises(OutputError, match=message):
             join(parts, target, time_base=BASE, rate=RATE)
         assert target.read_text() == "earlier"
-        assert files(target.parent) == before
+        assert files_in(target.parent) == before
 
     def test_nothing(self, tmp_path):
         self.refused([], tmp_path / "b.mp4", "expected at least one frame for .*b.mp4, but got none")
@@ -411,7 +406,7 @@ class TestJoin:
             OutputError, match=r"expected FFmpeg to write .*b.mp4, but it refused: .*; write images inst"
         ):
             video.finish()
-        assert files(tmp_path) == ["parts/b_000000.nut"]
+        assert files_in(tmp_path) == ["parts/b_000000.nut"]
         assert capfd.readouterr() == ("", "")
 
 
@@ -467,7 +462,7 @@ class TestRefused:
         ):
             video.write(0, 0, frame(kind, 0, size))
         assert capfd.readouterr() == ("", "")
-        assert files(tmp_path) == []
+        assert files_in(tmp_path) == []
 
 
 class TestDisk:
@@ -475,10 +470,10 @@ class TestDisk:
         path = tmp_path / "labels.mp4"
         video = write(parts_of(path), range(64))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", fail(errno.ENOSPC))
+            patch.setattr(os, "fsync", failing(errno.ENOSPC))
             with pytest.raises(OutputError, match=r"write .*labels_000032.nut, but the disk is full; free some space"):
                 write(video, [64])
-        assert files(tmp_path) == ["parts/labels_000000.nut"]
+        assert files_in(tmp_path) == ["parts/labels_000000.nut"]
         assert write(video, range(64, 70)).finish() == 70
         assert path.read_bytes() == whole["labels"]
 
@@ -495,7 +490,7 @@ class TestDisk:
             assert path.read_text() == "earlier"
             assert not (tmp_path / f".{kind}.mp4.tmp").is_symlink()
         assert capfd.readouterr() == ("", "")
-        assert files(tmp_path) == [path.name] + [f"parts/{kind}_{start:06d}.nut" for start in (0, 32, 64)]
+        assert files_in(tmp_path) == [path.name] + [f"parts/{kind}_{start:06d}.nut" for start in (0, 32, 64)]
         assert video.finish() == 70
         assert path.read_bytes() == whole[kind]
 
@@ -506,14 +501,14 @@ class TestDisk:
         try:
             video = write(parts_of(tmp_path / "a.mp4"), range(64))
             video.close_part()
-            earlier = files(tmp_path)
+            earlier = files_in(tmp_path)
             assert earlier == ["parts/a_000000.nut", "parts/a_000032.nut"]
             with pytest.raises(OutputError, match=r"a.mp4, but the disk is full"):
                 video.finish()
-            assert files(tmp_path) == earlier
+            assert files_in(tmp_path) == earlier
             with pytest.raises(OutputError, match=r"parts/a_000\d\d\d.nut, but the disk is full"):
                 write(video, range(64, 256))
-            left = [tmp_path / name for name in files(tmp_path)]
+            left = [tmp_path / name for name in files_in(tmp_path)]
             assert [f"parts/{part.name}" for part in left[:2]] == earlier
             assert video.finished == {PART * part for part in range(len(left))}
             joined = tmp_path_factory.mktemp("elsewhere") / "a.mp4"
@@ -541,10 +536,10 @@ class TestDisk:
     def test_no_permission(self, tmp_path, monkeypatch):
         video = write(parts_of(tmp_path / "a.mp4"), range(3))
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", fail(errno.EACCES))
+            patch.setattr(Path, "replace", failing(errno.EACCES))
             with pytest.raises(OutputError, match=r"a.mp4, but permission denied; choose another folder"):
                 video.finish(complete=False)
-        assert files(tmp_path) == []
-        monkeypatch.setattr(Path, "unlink", fail(errno.EACCES))
+        assert files_in(tmp_path) == []
+        monkeypatch.setattr(Path, "unlink", failing(errno.EACCES))
         with pytest.raises(OutputError, match=r"a.mp4, but permission denied; choose another folder"):
             video.remove_earlier()

@@ -21,6 +21,7 @@ from PIL import Image
 
 import spwnet
 from spwnet import join_channels, open_volume, segment_volume, volumesegmenting, volumewriting
+from spwnet.classes import clean
 from spwnet.config import LabelSettings, make_settings
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.volumes import SliceSource
@@ -305,10 +306,6 @@ def test_values_that_are_not_finite_are_named(solid_model, tmp_path):
     ("options", "kind", "message"),
     [
         ({"volume": open_volume(phantom(channels=2))}, InputError, r"a volume of 1 channels as in training, .* has 2"),
-        ({"labels": LabelSettings(classes=5, fill_holes=9)}, SettingsError, r"expected no `labels\.fill_holes`"),
-        ({"labels": LabelSettings(classes=5, remove_objects=9)}, SettingsError, r"no `labels\.remove_objects` for a"),
-        ({"labels": LabelSettings(classes=5, reassign=({"source": 1, "smaller_than": 9, "to": 0},))}, SettingsError,
-         r"expected no `labels\.reassign`"),
         ({"labels": LabelSettings(mode="argmax_of_mean")}, SettingsError, r"expected `labels\.mode = 'codebook'`"),
         ({"labels": LabelSettings(classes=9)}, SettingsError, "expected 1 to 6 classes"),
         ({"labels": LabelSettings(classes=3, merge=((0, 4),))}, SettingsError, "expected class ids below 3"),
@@ -326,6 +323,46 @@ def test_mistakes_are_told_before_work_starts(solid_model, volume, tmp_path, mon
         segment_volume(**{"model": solid_model, "volume": volume, "output": tmp_path / "out", **options})
     assert made == []
     assert not list(tmp_path.rglob("*.block"))
+
+
+NAMED = LabelSettings(
+    named=(
+        {"id": 0, "name": "around", "members": [0, 3], "background": True},
+        {"id": 2, "name": "grains", "members": [1, 2, 4, 5], "remove_objects": 40, "smooth": 0.8, "colour": "#102030"},
+    )
+)
+
+
+@pytest.mark.parametrize("labels", [LabelSettings(classes=5, fill_holes=9, remove_objects=30), NAMED])
+def test_a_volume_is_cleaned_as_a_whole(solid_model, volume, tmp_path, labels):
+    whole = segment_volume(solid_model, volume, labels=LabelSettings(named=[
+        one.model_copy(update={"smooth": 0, "remove_objects": 0}) for one in labels.named
+    ], classes=labels.classes)).labels  # fmt: skip
+    cleaned = clean(whole, labels)
+    assert 0 < (cleaned != whole).mean() < 0.5
+    segment_volume(solid_model, volume, tmp_path, labels=labels, block=BLOCK)
+    np.testing.assert_array_equal(labels_of(tmp_path), cleaned)
+    np.testing.assert_array_equal(segment_volume(solid_model, volume, labels=labels, block=BLOCK).labels, cleaned)
+
+
+def test_names_and_colours_go_with_the_labels(solid_model, volume, tmp_path):
+    found = segment_volume(solid_model, volume, tmp_path, labels=NAMED, suffix=".zarr")
+    assert {k: entry["name"] for k, entry in found.summary["classes"].items()} == {"0": "around", "2": "grains"}
+    assert (tmp_path / "fractions.csv").read_text().splitlines()[0] == "axis,slice,position,around,grains"
+    label = json.loads((tmp_path / "labels.zarr" / "labels" / "classes" / "zarr.json").read_text())
+    described = label["attributes"]["ome"]["image-label"]
+    assert described["properties"] == [{"label-value": 0, "name": "around"}, {"label-value": 2, "name": "grains"}]
+    assert described["colors"][2]["rgba"] == [16, 32, 48, 255]
+    assert json.loads((tmp_path / "segmentation.json").read_text())["tree"] is None
+
+
+def test_a_volume_too_large_to_be_cleaned(solid_model, volume, tmp_path, monkeypatch):
+    made = counting(monkeypatch)
+    monkeypatch.setattr(volumesegmenting, "CLEANING_BYTES", 2**40)
+    with pytest.raises(SettingsError, match=r"expected memory of about \d+ GiB to clean labels of 30×28×26 voxels"):
+        segment_volume(solid_model, volume, tmp_path / "out", labels=NAMED)
+    assert made == []
+    segment_volume(solid_model, volume, tmp_path / "out", block=40)
 
 
 def test_too_little_space_is_told_before_work_starts(solid_model, volume, tmp_path, monkeypatch):

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -17,38 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spwnet import volumewriting
+from spwnet.blockstore import BlockStore
 from spwnet.classes import palette
 from spwnet.errors import OutputError
-from spwnet.volumewriting import SUFFIXES, BlockStore, check_space, check_target, unit_symbol, write_volume
+from spwnet.units import unit_symbol
+from spwnet.volumewriting import SUFFIXES, check_space, check_target, write_volume
+from tests.conftest import blocks_of, files_in, label_volume
+
+pytestmark = pytest.mark.usefixtures("_no_waiting_for_the_disk")
 
 DTYPES = ["uint8", "uint16", "uint32"]
 PROVENANCE = {"spwnet": "9.9", "time": "2026-01-02T03:04:05+00:00", "settings": {"größe": 3, "scale": 0.5}}
-
-
-def fail(code):
-    def failing(*args, **kwargs):
-        raise OSError(code, os.strerror(code))
-
-    return failing
-
-
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-def labels(shape=(9, 11, 13), dtype="uint8", n_classes=5, seed=0):
-    return np.random.default_rng(seed).integers(0, n_classes, shape).astype(dtype)
-
-
-def blocks(shape, size):
-    """Blocks of some size that fill a volume."""
-    cuts = [[slice(k, min(k + step, n)) for k in range(0, n, step)] for n, step in zip(shape, size, strict=True)]
-    return [(z, y, x) for z in cuts[0] for y in cuts[1] for x in cuts[2]]
 
 
 def write(path, volume, **options):
@@ -102,176 +79,6 @@ def read_zarr(path, folder="labels/classes"):
     return group[image["datasets"][0]["path"]][...], tuple(scale), image["axes"][0].get("unit")
 
 
-class TestBlockStore:
-    shape = (9, 11, 13)
-
-    def store(self, folder, key="job", size=(4, 5, 6), dtype="uint16"):
-        return BlockStore(folder, blocks(self.shape, size), dtype, key)
-
-    def filled(self, folder):
-        store = self.store(folder)
-        volume = labels(self.shape, "uint16", 60_000)
-        for k, region in enumerate(store.regions):
-            store.write(k, volume[region], {"sum": int(volume[region].sum())})
-        return store, volume
-
-    def test_blocks_come_back_in_any_process(self, tmp_path):
-        store, volume = self.filled(tmp_path)
-        again = self.store(tmp_path)
-        assert again.missing() == []
-        assert again.shape == self.shape
-        for k, region in enumerate(store.regions):
-            np.testing.assert_array_equal(again.read(k), volume[region])
-            assert again.extra(k) == {"sum": int(volume[region].sum())}
-        assert again.n_bytes() == sum(path.stat().st_size for path in (tmp_path / "blocks").glob("*.block"))
-
-    @given(
-        shape=st.tuples(*[st.integers(1, 9)] * 3),
-        size=st.tuples(*[st.integers(1, 9)] * 3),
-        dtype=st.sampled_from(DTYPES),
-        bounds=st.tuples(st.integers(0, 9), st.integers(0, 12)),
-    )
-    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_any_slab_is_that_of_the_volume(self, tmp_path, shape, size, dtype, bounds):
-        volume = labels(shape, dtype, 200)
-        store = BlockStore(tmp_path, blocks(shape, size), dtype, "job")
-        for k, region in enumerate(store.regions):
-            store.write(k, volume[region])
-        slab = store.slab(slice(*bounds))
-        assert slab.dtype == volume.dtype
-        np.testing.assert_array_equal(slab, volume[slice(*bounds)])
-        store.remove()
-
-    def test_missing_ones_are_named(self, tmp_path):
-        store = self.store(tmp_path)
-        store.write(2, np.zeros((4, 5, 1), int))
-        assert store.missing() == [k for k in range(len(store.regions)) if k != 2]
-        with pytest.raises(OutputError, match=r"expected block 0 in .*, but it is not done; resume"):
-            store.slab(slice(0, 1))
-        with pytest.raises(OutputError, match=r"block 1 .* not done"):
-            store.read(1)
-
-    @pytest.mark.parametrize("cut", [0, 5, 40, 300, -1])
-    def test_a_damaged_one_is_removed_and_made_again(self, tmp_path, cut):
-        store, volume = self.filled(tmp_path)
-        path = tmp_path / "blocks" / "00003.block"
-        path.write_bytes(path.read_bytes()[:cut])
-        assert not store.is_done(3)
-        assert not path.exists()
-        assert self.store(tmp_path).missing() == [3]
-        store.write(3, volume[store.regions[3]])
-        np.testing.assert_array_equal(store.slab(slice(None)), volume)
-
-    def test_a_flipped_bit_is_noticed(self, tmp_path):
-        store, _ = self.filled(tmp_path)
-        path = tmp_path / "blocks" / "00000.block"
-        data = bytearray(path.read_bytes())
-        data[-9] ^= 4
-        path.write_bytes(data)
-        with pytest.raises(OutputError, match=r"block 0 .* not done"):
-            self.store(tmp_path).slab(slice(0, 2))
-        assert store.missing() == [0]
-
-    def test_a_crash_leaves_no_half_block(self, tmp_path, monkeypatch):
-        store = self.store(tmp_path)
-        monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
-        with pytest.raises(OutputError, match=r"the disk is full; free some space"):
-            store.write(0, np.zeros((4, 5, 6), int))
-        assert files(tmp_path) == ["blocks/job.json"]
-
-    def test_a_killed_writer_leaves_no_half_block(self, tmp_path):
-        code = (
-            "import os, sys; import numpy as np; from spwnet.volumewriting import BlockStore\n"
-            "store = BlockStore(sys.argv[1], [(slice(0, 2), slice(0, 3), slice(0, 4))], 'uint8', 'job')\n"
-            "os.fsync = lambda handle: os.kill(os.getpid(), 9)\n"
-            "store.write(0, np.zeros((2, 3, 4), int))"
-        )
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-        assert done.returncode == -9
-        assert len(list((tmp_path / "blocks").iterdir())) == 2
-        store = BlockStore(tmp_path, [(slice(0, 2), slice(0, 3), slice(0, 4))], "uint8", "job")
-        assert store.missing() == [0]
-        store.remove()
-        assert list(tmp_path.iterdir()) == []
-
-    def test_another_job_is_refused(self, tmp_path):
-        self.filled(tmp_path)
-        for other in ({"key": "other"}, {"size": (9, 11, 13)}, {"dtype": "uint8"}):
-            with pytest.raises(OutputError, match=r"of another job; write to another folder, or use `--overwrite`"):
-                self.store(tmp_path, **other)
-        BlockStore.remove_any(tmp_path)
-        assert self.store(tmp_path, key="other").missing() == list(range(len(blocks(self.shape, (4, 5, 6)))))
-
-    def test_an_unreadable_job_is_another_one(self, tmp_path):
-        self.filled(tmp_path)
-        (tmp_path / "blocks" / "job.json").write_text("{")
-        with pytest.raises(OutputError, match="another job"):
-            self.store(tmp_path)
-
-    def test_a_block_of_another_job_is_missing(self, tmp_path):
-        self.filled(tmp_path / "one")
-        store = self.store(tmp_path / "two", key="other")
-        shutil.copy(tmp_path / "one/blocks/00001.block", tmp_path / "two/blocks")
-        assert 1 in store.missing()
-        with pytest.raises(OutputError, match=r"block 1 .* not done"):
-            store.read(1)
-
-    def test_many_writers_of_the_same_blocks(self, tmp_path):
-        volume = labels(self.shape, "uint16", 60_000)
-        errors = []
-
-        def work(number):
-            try:
-                store = self.store(tmp_path)
-                for k in np.random.default_rng(number).permutation(len(store.regions)).tolist():
-                    store.write(k, volume[store.regions[k]], {"by": number, "filler": "x" * number * 50})
-                    np.testing.assert_array_equal(store.read(k), volume[store.regions[k]])
-            except Exception as error:
-                errors.append(error)
-
-        threads = [Thread(target=work, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert errors == []
-        np.testing.assert_array_equal(self.store(tmp_path).slab(slice(None)), volume)
-
-    def test_a_late_writer_does_no_harm(self, tmp_path):
-        store, volume = self.filled(tmp_path)
-        assert store.missing() == []
-        # Of another length, so that whoever remembers where slices are would read nonsense.
-        self.store(tmp_path).write(0, volume[store.regions[0]], {"note": "late" * 30})
-        np.testing.assert_array_equal(store.slab(slice(None)), volume)
-        assert store.extra(0) == {"note": "late" * 30}
-
-    def test_remove_leaves_what_is_not_its_own(self, tmp_path):
-        store, _ = self.filled(tmp_path)
-        (tmp_path / "blocks" / "thesis.txt").write_text("ten years of work")
-        store.remove()
-        assert files(tmp_path) == ["blocks/thesis.txt"]
-        store.remove_any(tmp_path / "nowhere")
-
-    def test_labels_that_do_not_fit(self, tmp_path):
-        store = self.store(tmp_path)
-        with pytest.raises(
-            OutputError, match=r"integers of shape \(4, 5, 6\) for block 0, but got int64 of shape \(4,"
-        ):
-            store.write(0, np.zeros((4, 5, 5), int))
-        with pytest.raises(OutputError, match=r"integers .* but got float64"):
-            store.write(0, np.zeros((4, 5, 6)))
-        with pytest.raises(OutputError, match="class ids 0 to 65535 in uint16 for block 0, but got 0 to 70000"):
-            store.write(0, np.full((4, 5, 6), 70_000) * (np.arange(6) > 0))
-
-    def test_regions_with_gaps(self, tmp_path):
-        with pytest.raises(OutputError, match="regions that fill a volume"):
-            BlockStore(tmp_path, blocks(self.shape, (4, 5, 6))[1:], "uint8", "job")
-        with pytest.raises(
-            OutputError, match="expected a type for labels, one of uint8, uint16, uint32, but got float32"
-        ):
-            BlockStore(tmp_path, blocks(self.shape, (4, 5, 6)), "float32", "job")
-
-
 class TestRoundTrip:
     @given(
         shape=st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)),
@@ -285,7 +92,11 @@ class TestRoundTrip:
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_labels_axes_and_spacing(self, tmp_path, monkeypatch, shape, dtype, spacing, unit, suffix, slab, seed):
         monkeypatch.setattr(volumewriting, "SLAB_BYTES", slab)
-        volume = labels(shape, dtype, np.iinfo(dtype).max, seed) if dtype != "uint32" else labels(shape, dtype, 300)
+        volume = (
+            label_volume(shape, dtype, np.iinfo(dtype).max, seed)
+            if dtype != "uint32"
+            else label_volume(shape, dtype, 300)
+        )
         path = tmp_path / f"volume{suffix}"
         write(path, volume, n_classes=70_000 if dtype == "uint16" else 300, spacing=spacing, unit=unit, overwrite=True)
         array, steps, name = read(path)
@@ -311,7 +122,7 @@ class TestRoundTrip:
         import zarr
 
         monkeypatch.setattr(volumewriting._Volume, "chunks", lambda self, side: (min(depth, shape[0]), 128, 128))
-        volume = labels(shape)
+        volume = label_volume(shape)
         write(tmp_path / "v.zarr", volume, spacing=(2, 3, 5), overwrite=True, ome_version="0.4" if old else "0.5")
         group = zarr.open_group(str(tmp_path / "v.zarr/labels/classes"), mode="r")
         attributes = group.attrs.asdict()
@@ -324,8 +135,8 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_from_blocks(self, tmp_path, suffix):
-        volume = labels((70, 30, 40), n_classes=3)
-        store = BlockStore(tmp_path, blocks(volume.shape, (32, 16, 16)), "uint8", "job")
+        volume = label_volume((70, 30, 40), n_classes=3)
+        store = BlockStore(tmp_path, blocks_of(volume.shape, (32, 16, 16)), "uint8", "job")
         for k, region in enumerate(store.regions):
             store.write(k, volume[region])
         write_volume(tmp_path / f"volume{suffix}", store.shape, "uint8", store.slab, n_classes=3)
@@ -333,7 +144,7 @@ class TestRoundTrip:
 
     def test_slices_are_asked_for_in_order_and_once(self, tmp_path, monkeypatch):
         monkeypatch.setattr(volumewriting, "SLAB_BYTES", 2 * 11 * 13)
-        volume = labels()
+        volume = label_volume()
         for suffix in SUFFIXES:
             asked = []
             write_volume(
@@ -350,7 +161,7 @@ class TestRoundTrip:
 
 class TestTiff:
     def test_imagej_below_four_gigabytes(self, tmp_path):
-        volume = labels(dtype="uint16")
+        volume = label_volume(dtype="uint16")
         write(tmp_path / "v.tif", volume, spacing=(0.5, 0.25, 0.2), unit="um", provenance=PROVENANCE)
         with tifffile.TiffFile(tmp_path / "v.tif") as tiff:
             assert tiff.is_imagej
@@ -366,7 +177,7 @@ class TestTiff:
     def test_ome_otherwise(self, tmp_path, monkeypatch, large):
         if large:
             monkeypatch.setattr(volumewriting, "_CLASSIC_TIFF", 1000)
-        volume = labels(dtype="uint8" if large else "uint32")
+        volume = label_volume(dtype="uint8" if large else "uint32")
         write(tmp_path / "v.tif", volume, spacing=(0.5, 0.25, 0.2), unit="micron", provenance=PROVENANCE)
         with tifffile.TiffFile(tmp_path / "v.tif") as tiff:
             assert tiff.is_ome
@@ -380,7 +191,7 @@ class TestTiff:
         assert spacing == (0.5, 0.25, 0.2)
 
     def test_three_slices_are_no_colours(self, tmp_path):
-        write(tmp_path / "v.tif", labels((3, 4, 4)))
+        write(tmp_path / "v.tif", label_volume((3, 4, 4)))
         with tifffile.TiffFile(tmp_path / "v.tif") as tiff:
             assert tiff.series[0].axes == "ZYX"
 
@@ -403,7 +214,7 @@ class TestZarr:
             for model in (labels_group.Labels, image.Image, image_label.ImageLabel):
                 model.model_rebuild(_types_namespace=names)
         path = tmp_path / "v.ome.zarr"
-        volume = labels((70, 130, 140), n_classes=3)
+        volume = label_volume((70, 130, 140), n_classes=3)
         write(path, volume, spacing=(2, 1, 1), unit="nm", provenance=PROVENANCE, ome_version=version)
         models = v04 if version == "0.4" else v05
         kinds = {
@@ -437,7 +248,7 @@ class TestZarr:
         assert sorted(p.name for p in path.iterdir() if p.is_dir()) == ["labels"]
 
     def test_another_name(self, tmp_path):
-        volume = labels()
+        volume = label_volume()
         write(tmp_path / "v.zarr", volume, name="phases")
         np.testing.assert_array_equal(read_zarr(tmp_path / "v.zarr", "labels/phases")[0], volume)
         with pytest.raises(OutputError, match="expected a name of letters"):
@@ -446,7 +257,7 @@ class TestZarr:
     def test_chunks(self, tmp_path):
         import zarr
 
-        write(tmp_path / "v.zarr", labels((70, 130, 20)))
+        write(tmp_path / "v.zarr", label_volume((70, 130, 20)))
         array = zarr.open_array(str(tmp_path / "v.zarr/labels/classes/0"), mode="r")
         assert array.chunks == (64, 128, 20)
         assert "blosc" in str(array.compressors[0]).lower()
@@ -457,7 +268,7 @@ class TestNexus:
     def test_required_fields(self, tmp_path, suffix):
         import h5py
 
-        volume = labels()
+        volume = label_volume()
         write(tmp_path / f"v{suffix}", volume, spacing=(2, 1, 0.5), unit="um", provenance=PROVENANCE)
         with h5py.File(tmp_path / f"v{suffix}") as file:
             assert file.attrs["default"] == "entry"
@@ -488,7 +299,7 @@ class TestNexus:
     def test_without_provenance(self, tmp_path):
         import h5py
 
-        write(tmp_path / "v.h5", labels())
+        write(tmp_path / "v.h5", label_volume())
         with h5py.File(tmp_path / "v.h5") as file:
             assert file["entry/process/date"].asstr()[()].startswith("20")
             assert file["entry/process/version"].asstr()[()]
@@ -505,14 +316,14 @@ class TestRefusals:
         path = tmp_path / f"v{suffix}"
         assert check_target(path) == path
         assert list(tmp_path.iterdir()) == []
-        write(path, labels())
+        write(path, label_volume())
         with pytest.raises(
             OutputError, match=r"there is .*v\.\w+ already; choose another one, or pass `overwrite=True`"
         ):
-            write(path, labels(seed=1))
-        np.testing.assert_array_equal(read(path)[0], labels())
-        write(path, labels(seed=1), overwrite=True)
-        np.testing.assert_array_equal(read(path)[0], labels(seed=1))
+            write(path, label_volume(seed=1))
+        np.testing.assert_array_equal(read(path)[0], label_volume())
+        write(path, label_volume(seed=1), overwrite=True)
+        np.testing.assert_array_equal(read(path)[0], label_volume(seed=1))
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
     @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
@@ -520,8 +331,8 @@ class TestRefusals:
         (tmp_path / f"v{suffix}").mkdir()
         (tmp_path / f"v{suffix}" / "thesis.txt").write_text("ten years of work")
         with pytest.raises(OutputError, match="but it is a folder of something else; choose another name"):
-            write(tmp_path / f"v{suffix}", labels(), overwrite=True)
-        assert files(tmp_path) == [f"v{suffix}/thesis.txt"]
+            write(tmp_path / f"v{suffix}", label_volume(), overwrite=True)
+        assert files_in(tmp_path) == [f"v{suffix}/thesis.txt"]
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         with pytest.raises(OutputError, match="there is no such folder; create it first"):
@@ -530,7 +341,10 @@ class TestRefusals:
     @pytest.mark.parametrize(("suffix", "module", "extra"), [(".zarr", "zarr", "zarr"), (".h5", "h5py", "hdf5")])
     def test_missing_package(self, tmp_path, monkeypatch, suffix, module, extra):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(OutputError, match=rf"expected {module}, .*install it by `pip install 'spwnet\[{extra}\]'`"):
+        message = (
+            rf"expected the package {module} to write {suffix}, .*`pip install 'spwnet\[{extra}\]'`, or write TIFF"
+        )
+        with pytest.raises(OutputError, match=message):
             check_target(tmp_path / f"v{suffix}")
 
     def test_full_disk_beforehand(self, tmp_path, monkeypatch):
@@ -543,13 +357,13 @@ class TestRefusals:
             check_space(tmp_path / "v.h5", 3 * 2**30)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40, 0))
         with pytest.raises(OutputError, match="of free space"):
-            write(tmp_path / "v.npy", labels())
+            write(tmp_path / "v.npy", label_volume())
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
     @pytest.mark.parametrize("suffix", [".tif", ".zarr", ".h5", ".npy"])
     def test_full_disk_on_the_way(self, tmp_path, suffix):
-        write(tmp_path / f"v{suffix}", labels())
+        write(tmp_path / f"v{suffix}", label_volume())
         code = (
             "import resource, signal, sys; import numpy as np; from spwnet.volumewriting import write_volume\n"
             "from spwnet.errors import OutputError\n"
@@ -564,20 +378,20 @@ class TestRefusals:
         done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
         assert "File too large" in done.stdout
         assert done.stderr == ""
-        np.testing.assert_array_equal(read(path)[0], labels())
+        np.testing.assert_array_equal(read(path)[0], label_volume())
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_an_error_of_the_slabs_leaves_the_earlier_one(self, tmp_path, suffix):
         path = tmp_path / f"v{suffix}"
-        write(path, labels())
+        write(path, label_volume())
 
         def broken(z):
             raise OutputError("expected block 7")
 
         with pytest.raises(OutputError, match="expected block 7"):
             write_volume(path, (9, 11, 13), "uint8", broken, n_classes=5, overwrite=True)
-        np.testing.assert_array_equal(read(path)[0], labels())
+        np.testing.assert_array_equal(read(path)[0], label_volume())
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
     @pytest.mark.parametrize("suffix", [".tif", ".zarr", ".h5"])
@@ -585,12 +399,12 @@ class TestRefusals:
         left = tmp_path / f".v{suffix}.tmp"
         left.mkdir()
         (left / "half").touch()
-        write(tmp_path / f"v{suffix}", labels())
+        write(tmp_path / f"v{suffix}", label_volume())
         assert [p.name for p in tmp_path.iterdir()] == [f"v{suffix}"]
 
     def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(self, tmp_path, monkeypatch):
         path = tmp_path / "v.zarr"
-        write(path, labels())
+        write(path, label_volume())
         rename = Path.rename
 
         def failing(self, target):
@@ -600,8 +414,8 @@ class TestRefusals:
 
         monkeypatch.setattr(Path, "rename", failing)
         with pytest.raises(OutputError, match="permission denied"):
-            write(path, labels(seed=1), overwrite=True)
-        np.testing.assert_array_equal(read(path)[0], labels())
+            write(path, label_volume(seed=1), overwrite=True)
+        np.testing.assert_array_equal(read(path)[0], label_volume())
         assert [p.name for p in tmp_path.iterdir()] == ["v.zarr"]
 
     @pytest.mark.parametrize(
@@ -618,36 +432,8 @@ class TestRefusals:
         ],
     )
     def test_what_makes_no_sense(self, tmp_path, options, message):
-        volume = labels()
+        volume = label_volume()
         options = {"shape": volume.shape, "dtype": "uint8", "n_classes": 5, **options}
         with pytest.raises(OutputError, match=message):
             write_volume(tmp_path / "v.tif", slabs=lambda z: volume[z], **options)
         assert list(tmp_path.iterdir()) == []
-
-
-class TestUnits:
-    @pytest.mark.parametrize(
-        ("written", "symbol"),
-        [
-            (None, None),
-            ("", None),
-            ("Pixel", None),
-            ("um", "µm"),
-            ("\u03bcm", "µm"),
-            ("\u00b5m", "µm"),
-            ("Micrometers", "µm"),
-            (" microns", "µm"),
-            ("nanometre", "nm"),
-            ("mm", "mm"),
-            ("\u00c5", "Å"),
-            ("\u212b", "Å"),
-            ("Angstroms", "Å"),
-            ("A", "Å"),
-        ],
-    )
-    def test_symbol(self, written, symbol):
-        assert unit_symbol(written) == symbol
-
-    def test_near_misses_are_helped(self):
-        with pytest.raises(OutputError, match=r"Did you mean 'micrometer'\?"):
-            unit_symbol("mikrometer")

@@ -239,7 +239,9 @@ def _train_volume(
             finest = [predict_part(model, volume, grid.stored(core), model.finest_labels())[0] for core in cores]
             names = [image.name for image in raw]
             pictures = [to_display(unit) for unit in units]
-            write_gallery(directory.gallery, make_gallery(names, pictures, finest, seen, None, model.n_finest))
+            regions = [((rows.start, rows.stop), (columns.start, columns.stop)) for _, rows, columns in
+                       map(grid.stored, cores)]  # fmt: skip
+            write_gallery(directory.gallery, make_gallery(names, pictures, finest, seen, None, regions, model.n_finest))
             picture = report.preview(
                 units[: report.MOST_ROWS],
                 None,
@@ -268,6 +270,7 @@ def _gallery(
         finest,
         [image.unit * (high - low) + low for image in images],
         doubts,
+        [image.frame.region for image in images],
         model.n_finest,
     )
 

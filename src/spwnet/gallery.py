@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spwnet.errors import RunError
+from spwnet.errors import InputError, RunError
 from spwnet.images import label_image, open_images
 from spwnet.outputs import prepare_folder, write_json, write_labels, write_picture
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
+
+    Region = tuple[tuple[int, int], tuple[int, int]]
 
 FORMAT = 1
 MOST_SHOWN = 8
@@ -39,12 +41,35 @@ class Exhibit:
         Finest class of each pixel.
     uncertainty : (h, w) float32 array in 0…1, or None
         How uncertain each pixel is, where it is known: 0 is sure.
+    region : ((int, int), (int, int))
+        Rows and columns (start, stop) of the image as stored that the picture shows.
     """
 
     name: str
     picture: NDArray[np.uint8]
     labels: NDArray[np.int32]
     uncertainty: NDArray[np.float32] | None
+    region: Region
+
+    def locate(self, rows: ArrayLike, columns: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return row and column in the picture of pixels of the image as stored.
+
+        Raises
+        ------
+        InputError
+            If one is not in the picture.
+        """
+        found = []
+        for places, (start, stop), size in zip((rows, columns), self.region, self.labels.shape, strict=True):
+            values = np.asarray(places)
+            if ((values < start) | (values >= stop)).any():
+                odd = values[(values < start) | (values >= stop)].flat[0]
+                raise InputError(
+                    f"expected places in rows {self.region[0][0]} to {self.region[0][1] - 1} and columns "
+                    f"{self.region[1][0]} to {self.region[1][1] - 1} of '{self.name}', but got {odd}"
+                )
+            found.append(((values - start) * size // (stop - start)).astype(np.intp))
+        return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,7 @@ def make_gallery(
     labels: Sequence[NDArray[np.int32]],
     values: Sequence[NDArray[np.floating[Any]]],
     uncertainty: Sequence[NDArray[np.float32]] | None,
+    regions: Sequence[Region],
     n_finest: int,
 ) -> Gallery:
     """Measure the finest classes on all training images, and take a few of these to be shown.
@@ -82,6 +108,8 @@ def make_gallery(
     values : sequence of (h, w, C) arrays
         Of each pixel in stored units.
     uncertainty : sequence of (h, w) float32 arrays, or None
+    regions : sequence of ((int, int), (int, int))
+        Rows and columns of the stored images that the pictures show.
     n_finest : int
     """
     pixels = np.zeros(n_finest)
@@ -100,7 +128,7 @@ def make_gallery(
         step = int(np.ceil(np.sqrt(labels[index].size / MOST_PIXELS)))
         thinned = (slice(None, None, step), slice(None, None, step))
         doubt = None if uncertainty is None else uncertainty[index][thinned]
-        exhibits.append(Exhibit(names[index], pictures[index][thinned], labels[index][thinned], doubt))
+        exhibits.append(Exhibit(names[index], pictures[index][thinned], labels[index][thinned], doubt, regions[index]))
     places = _places([exhibit.labels for exhibit in exhibits], n_finest)
     classes = [
         {
@@ -151,7 +179,12 @@ def write_gallery(folder: Path, gallery: Gallery) -> None:
             doubt = np.rint(exhibit.uncertainty * NEVER).astype(np.uint8)
             write_picture(folder / f"{number:02d}_uncertainty.png", doubt)
     images = [
-        {"name": exhibit.name, "shape": list(exhibit.labels.shape), "uncertainty": exhibit.uncertainty is not None}
+        {
+            "name": exhibit.name,
+            "shape": list(exhibit.labels.shape),
+            "region": exhibit.region,
+            "uncertainty": exhibit.uncertainty is not None,
+        }
         for exhibit in gallery.exhibits
     ]
     write_json(description, {"format": FORMAT, "images": images, "classes": gallery.classes})
@@ -178,11 +211,11 @@ def read_gallery(folder: Path) -> Gallery:
     if not isinstance(version, int) or version > FORMAT:
         raise RunError(f"expected a gallery of format {FORMAT} at {path}, but got {version!r}; update spwnet")
     try:
-        _check_measures(classes, len(images))
         exhibits = tuple(_read_exhibit(folder, number, entry) for number, entry in enumerate(images[:MOST_SHOWN]))
         beyond = [exhibit.name for exhibit in exhibits if exhibit.labels.max() >= len(classes)]
         if beyond or not exhibits:
             raise ValueError(f"classes of '{beyond[0]}' are not among {len(classes)}" if beyond else "no image")
+        _check_measures(classes, len(exhibits))
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise RunError(f"expected the training images of a run at {folder}, but: {error}; train it again") from error
     return Gallery(exhibits, classes)
@@ -201,7 +234,10 @@ def _read_exhibit(folder: Path, number: int, entry: dict[str, Any]) -> Exhibit:
         raise ValueError(f"'{name}' is {shape}, but its files are {shapes}")
     if picture.shape[2] == 1:
         picture = np.repeat(picture, 3, axis=2)
-    return Exhibit(name, picture, labels, doubt)
+    (top, bottom), (left, right) = ((int(start), int(stop)) for start, stop in entry["region"])
+    if top >= bottom or left >= right:
+        raise ValueError(f"'{name}' shows rows {top} to {bottom} and columns {left} to {right}")
+    return Exhibit(name, picture, labels, doubt, ((top, bottom), (left, right)))
 
 
 def _check_measures(classes: list[Any], n_images: int) -> None:

@@ -41,7 +41,7 @@ GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "F"}
 
 
 @dataclass(frozen=True)
-class _Stack:
+class Stack:
     """An array with named axes whose pixels `take` reads by basic indexing; Y, X, channel axes C and S, else frames."""
 
     shape: tuple[int, ...]
@@ -61,10 +61,12 @@ class _Stack:
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
+        """Lengths of the axes along which images lie."""
         return tuple(n for n, axis in zip(self.shape, self.axes, strict=True) if axis not in "YXCS")
 
     @property
     def channels(self) -> int:
+        """Number of channels without alpha."""
         return self.kept or math.prod(n for n, axis in zip(self.shape, self.axes, strict=True) if axis in "CS")
 
     def read(self, frame: int) -> NDArray[Any]:
@@ -84,7 +86,7 @@ class _Images:
         self,
         names: Sequence[str],
         numbers: Sequence[int],
-        locate: Callable[[int], tuple[_Stack, int]],
+        locate: Callable[[int], tuple[Stack, int]],
         paths: Sequence[Path] = (),
     ) -> None:
         self.names, self.numbers = tuple(names), tuple(numbers)
@@ -97,19 +99,19 @@ class _Images:
 
     def channels(self, position: int) -> int:
         """Count the channels of an image without reading its pixels."""
-        with _readable(self._where[position]):
+        with readable_image(self._where[position]):
             return self._locate(position)[0].channels
 
     def size(self, position: int) -> tuple[int, int]:
         """Height and width of an image without reading its pixels."""
-        with _readable(self._where[position]):
+        with readable_image(self._where[position]):
             stack = self._locate(position)[0]
         height, width = (stack.shape[stack.axes.index(axis)] for axis in "YX")
         return height, width
 
     def __getitem__(self, position: int) -> Image:
         name = self.names[position]
-        with _readable(self._where[position]):
+        with readable_image(self._where[position]):
             stack, frame = self._locate(position)
             pixels = _plain(stack.read(frame))
         if stack.kept is not None and not self._warned:
@@ -150,10 +152,10 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
         )
     if all(isinstance(entry, np.ndarray) for entry in images):
         stacks = [_from_array(entry, axes) for entry in images]
-        return _Images(numbered("image", len(stacks)), range(len(stacks)), lambda k: (_single(stacks[k]), 0))
+        return _Images(numbered("image", len(stacks)), range(len(stacks)), lambda k: (single_image(stacks[k]), 0))
     if not all(isinstance(entry, str | Path) for entry in images):
         raise InputError("expected a list of paths or a list of arrays, but got a list of other or mixed things")
-    paths = [path for entry in images for path in _find(entry)]
+    paths = [path for entry in images for path in find_paths(entry)]
     videos = [path for path in paths if path.suffix.lower() in VIDEOS]
     if videos and len(paths) > 1:
         raise InputError(f"expected one video alone, but got {videos[0]} among {len(paths)} files; open it by itself")
@@ -162,14 +164,14 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
 
         return VideoSource(videos[0])
     if len(paths) == 1:
-        with _readable(str(paths[0])):
-            stack = _open(paths[0], axes)
+        with readable_image(str(paths[0])):
+            stack = open_stack(paths[0], axes)
         return _frames_of(stack, paths[0].stem, paths)
     numbers: list[Any] = [_last_integer(path) for path in paths]
     if None in numbers or len(set(numbers)) < len(numbers):
         logger.info("frames are numbered from 0, because the files' names do not end in numbers of their own")
         numbers = list(range(len(paths)))
-    return _Images(_unique_names(paths), numbers, lambda k: (_single(_open(paths[k], axes)), 0), paths)
+    return _Images(_unique_names(paths), numbers, lambda k: (single_image(open_stack(paths[k], axes)), 0), paths)
 
 
 class JoinedImages:
@@ -321,8 +323,8 @@ def fingerprint(image: Image) -> str:
     return digest.hexdigest()
 
 
-def _find(entry: str | Path) -> list[Path]:
-    """Files of a path: itself, those of a folder, or those that match a pattern."""
+def find_paths(entry: str | Path) -> list[Path]:
+    """Return the files of a path, at least one: itself, those of a folder, or those that match a pattern."""
     path = Path(entry).expanduser()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES + VIDEOS:
@@ -393,7 +395,7 @@ def _unique_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _frames_of(stack: _Stack, stem: str, paths: Sequence[Path] = ()) -> _Images:
+def _frames_of(stack: Stack, stem: str, paths: Sequence[Path] = ()) -> _Images:
     """Source of the frames of one stack, from an array or the only file."""
     if not stack.frame_shape:
         numbers = [_last_integer(path) or 0 for path in paths] or [0]
@@ -402,7 +404,8 @@ def _frames_of(stack: _Stack, stem: str, paths: Sequence[Path] = ()) -> _Images:
     return _Images(numbered(stem, count), range(count), lambda k: (stack, k))
 
 
-def _single(stack: _Stack) -> _Stack:
+def single_image(stack: Stack) -> Stack:
+    """Return the stack, or refuse it if it is more than one image."""
     if math.prod(stack.frame_shape) > 1:
         raise InputError(
             f"expected one image in each of several entries, but it has shape {stack.shape}, read as {stack.axes}; "
@@ -412,34 +415,35 @@ def _single(stack: _Stack) -> _Stack:
 
 
 @contextmanager
-def _readable(where: str) -> Iterator[None]:
+def readable_image(where: str) -> Iterator[None]:
     """Turn whatever a reader raises for a damaged file into one error for users."""
     try:
         yield
     except InputError as error:
         raise InputError(f"cannot read '{where}': {error}") from error
-    except Exception as error:
+    except Exception as error:  # damaged files raise anything
         remedy = "check that the file is complete, or save it again"
         if "imagecodecs" in str(error):
             remedy = "install that by `pip install imagecodecs`, or save the file uncompressed"
         raise InputError(f"expected a readable image in '{where}', but: {error}; {remedy}") from error
 
 
-def _open(path: Path, axes: str | None) -> _Stack:
+def open_stack(path: Path, axes: str | None) -> Stack:
+    """Open a picture, a TIFF or an NPY file, the axes of the last two by the names given."""
     suffix = path.suffix.lower()
     if suffix in PICTURES:
         return _open_picture(path)
     if suffix in TIFFS:
-        return _open_tiff(path, axes)
+        return open_tiff_stack(path, axes)
     with path.open("rb") as file:
         if file.read(6) != b"\x93NUMPY":
             raise InputError("expected the content of an NPY file, but it is something else; save it again")
     return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), axes)
 
 
-def _from_array(array: NDArray[Any], axes: str | None) -> _Stack:
+def _from_array(array: NDArray[Any], axes: str | None) -> Stack:
     names = _name_axes(array.shape, axes)
-    return _Stack(array.shape, names, array.__getitem__, coloured=True)
+    return Stack(array.shape, names, array.__getitem__, coloured=True)
 
 
 def _name_axes(shape: tuple[int, ...], axes: str | None) -> str:
@@ -484,7 +488,7 @@ def _picture(path: Path) -> Iterator[ImageFile]:
             yield picture
 
 
-def _open_picture(path: Path) -> _Stack:
+def _open_picture(path: Path) -> Stack:
     def take(index: tuple[int | slice, ...]) -> NDArray[Any]:
         from PIL import ImageOps
 
@@ -494,6 +498,7 @@ def _open_picture(path: Path) -> _Stack:
             ImageOps.exif_transpose(picture, in_place=True)
             plain = picture
             if picture.mode not in GREY - ALPHA:
+                # not an ImageFile any more, but used as an image alone
                 plain = picture.convert("L" if picture.mode in GREY else "RGB")  # type: ignore[assignment]
             # older Pillow gives a 16-bit grey PNG as 32-bit integers
             pixels = np.array(plain, dtype=np.uint16 if plain.mode == "I" else None)
@@ -502,10 +507,11 @@ def _open_picture(path: Path) -> _Stack:
     with _picture(path) as picture:
         channels = 1 if picture.mode in GREY else 3
         kept = channels if picture.mode in ALPHA or "transparency" in picture.info else None
-        return _Stack((picture.height, picture.width, channels), "YXC", take, kept, coloured=True)
+        return Stack((picture.height, picture.width, channels), "YXC", take, kept, coloured=True)
 
 
-def _open_tiff(path: Path, axes: str | None) -> _Stack:
+def open_tiff_stack(path: Path, axes: str | None) -> Stack:
+    """Open the first series of a TIFF, or refuse it if it is cut off."""
     from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile
 
     tiff: Any = TiffFile(path)
@@ -532,7 +538,7 @@ def _open_tiff(path: Path, axes: str | None) -> _Stack:
         take = _tiff_reader(path, tiff)
         alpha = sum(extra in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA) for extra in page.extrasamples)
         coloured = page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
-        stack = _Stack(series.shape, names, take, coloured=coloured)
+        stack = Stack(series.shape, names, take, coloured=coloured)
         if alpha and stack.channels == page.samplesperpixel:
             stack = replace(stack, kept=stack.channels - alpha)
     except BaseException:

@@ -15,13 +15,15 @@ from pydantic import ValidationError
 from spwnet.classes import palette
 from spwnet.codebook import coarser, is_tree
 from spwnet.config import LabelSettings, NamedClass, check_named
-from spwnet.errors import SettingsError, did_you_mean
+from spwnet.errors import SettingsError, SpwnetError, did_you_mean
 from spwnet.outputs import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from spwnet.gallery import Gallery
 
 FORMAT = 1
 CLEANING = ("smooth", "fill_holes", "remove_objects", "remove_to", "keep_largest")
@@ -352,7 +354,7 @@ def read_classes(
 
 
 def from_points(
-    classes: ClassMap, labels: Sequence[NDArray[np.integer[Any]]], points: Mapping[str, Sequence[tuple[int, int, int]]]
+    classes: ClassMap, labels: Sequence[NDArray[np.integer[Any]]], points: Mapping[str, Sequence[tuple[int, ...]]]
 ) -> ClassMap:
     """Name and merge classes by a few points, or pixels of scribbles, of each.
 
@@ -363,9 +365,9 @@ def from_points(
     ----------
     classes : ClassMap
         Of the run; only its tree counts.
-    labels : sequence of (H, W) int arrays
+    labels : sequence of (H, W) or (D, H, W) int arrays
         Finest class of each pixel of some images.
-    points : mapping of name to sequence of (image, row, column)
+    points : mapping of name to sequence of (image, row, column) or (image, slice, row, column)
         Positions in `labels`.
 
     Returns
@@ -376,36 +378,135 @@ def from_points(
     Raises
     ------
     SettingsError
-        If there is no point, one lies outside its image, or none of a name is in the majority anywhere.
+        If there is no point, one lies outside its image, or no class is left to a name.
     """
-    names = list(points)
-    votes = np.zeros((len(names), classes.n_finest), np.int64)
-    for row, name in enumerate(names):
-        for image, y, x in points[name]:
-            if not 0 <= image < len(labels) or not all(
-                0 <= place < size for place, size in zip((y, x), labels[image].shape, strict=True)
-            ):
+    votes = np.zeros((len(points), classes.n_finest), np.int64)
+    for row, (name, places) in enumerate(points.items()):
+        for image, *place in places:
+            inside = 0 <= image < len(labels) and len(place) == labels[image].ndim
+            if not inside or not all(0 <= at < size for at, size in zip(place, labels[image].shape, strict=True)):
                 raise SettingsError(
-                    f"expected points of '{name}' within the {len(labels)} images, but got image {image}, row {y}, "
-                    f"column {x}"
+                    f"expected points of '{name}' within the {len(labels)} images, but got {image, *place}"
                 )
-            votes[row, labels[image][y, x]] += 1
+            votes[row, labels[image][tuple(place)]] += 1
     if not votes.any():
         raise SettingsError("expected at least one point for a name, but got none; mark a place of each class")
     owner = np.where(votes.any(0), votes.argmax(0), -1)
-    lost = [name for row, name in enumerate(names) if row not in owner]
+    lost = [name for row, name in enumerate(points) if row not in owner]
     if lost:
         raise SettingsError(
             f"expected places of '{lost[0]}' that no other name has more points in, but there is none: the run tells "
             "it from nothing else there; mark other places, or train with more classes (`codebook.finest`)"
         )
     owner = _inherited(owner, classes.parents)
-    colours = _hexadecimal(max(len(names), 1))
-    found = [
-        _class({"id": k, "name": name, "colour": colours[k], "members": np.flatnonzero(owner == k).tolist()})
-        for k, name in enumerate(names)
-    ]
-    return classes._with(found)
+    colours = _hexadecimal(len(points))
+    return classes._with(
+        [
+            _class({"id": k, "name": name, "colour": colours[k], "members": np.flatnonzero(owner == k).tolist()})
+            for k, name in enumerate(points)
+        ]
+    )
+
+
+def read_points(path: str | Path, gallery: Gallery) -> dict[str, list[tuple[int, int, int]]]:
+    """Read a table of points: columns ``image``, ``row``, ``column`` and ``name``, the first line says so.
+
+    Parameters
+    ----------
+    path : path
+        CSV. `image` is the name of a training image, or its number from 0; row and column are in the image as stored.
+    gallery : Gallery
+        Of the run.
+
+    Returns
+    -------
+    dict of {str: list of (image, row, column)}
+        In the gallery's pictures, for `from_points`.
+
+    Raises
+    ------
+    SettingsError, InputError
+        If the table cannot be read, or a point is in none of the pictures.
+    """
+    import csv
+
+    names = [exhibit.name for exhibit in gallery.exhibits]
+    points: dict[str, list[tuple[int, int, int]]] = {}
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        for number, row in enumerate(rows, start=2):
+            image, place = row["image"].strip(), (int(row["row"]), int(row["column"]))
+            index = names.index(image) if image in names else int(image) if image.isdigit() else -1
+            if not 0 <= index < len(names):
+                raise SettingsError(
+                    f"expected one of the training images {', '.join(names)}, or its number, in line {number} of "
+                    f"{path}, but got {image!r}.{did_you_mean(image, names)}"
+                )
+            y, x = gallery.exhibits[index].locate(*place)
+            points.setdefault(row["name"].strip(), []).append((index, int(y), int(x)))
+    except (OSError, KeyError, AttributeError, TypeError, ValueError, csv.Error) as error:
+        if isinstance(error, SpwnetError):
+            raise
+        raise SettingsError(
+            f"expected a table of points at {path}, with the columns image, row, column and name, but: {error!r}"
+        ) from error
+    return points
+
+
+def points_of_scribbles(
+    scribbles: Mapping[str, NDArray[np.integer[Any]]], gallery: Gallery, names: Sequence[str] = ()
+) -> dict[str, list[tuple[int, int, int]]]:
+    """Turn label images with a few pixels marked into points.
+
+    Parameters
+    ----------
+    scribbles : mapping of training image to (H, W) int array
+        In the size of the stored image, or of the gallery's picture; 0 is not marked.
+    gallery : Gallery
+        Of the run.
+    names : sequence of str
+        What 1, 2, 3 … stand for; "class 1" and so on if not given.
+
+    Returns
+    -------
+    dict of {str: list of (image, row, column)}
+        In the gallery's pictures, for `from_points`.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such training image, or a scribble is of another size, or has no name.
+    """
+    places = {exhibit.name: index for index, exhibit in enumerate(gallery.exhibits)}
+    marks: dict[int, list[tuple[int, int, int]]] = {}
+    for image, marked in scribbles.items():
+        if image not in places:
+            raise SettingsError(
+                f"expected scribbles on the training images {', '.join(places)}, but got '{image}'."
+                + did_you_mean(image, places)
+            )
+        exhibit = gallery.exhibits[places[image]]
+        rows, columns = np.nonzero(marked)
+        values = marked[rows, columns]
+        (_, bottom), (_, right) = exhibit.region
+        if marked.shape != exhibit.labels.shape:
+            if marked.ndim != 2 or marked.shape[0] < bottom or marked.shape[1] < right:
+                raise SettingsError(
+                    f"expected scribbles on '{image}' in its size, but got {marked.shape}; draw on the image as stored"
+                )
+            shown = np.ones(len(rows), bool)
+            for at, (start, stop) in zip((rows, columns), exhibit.region, strict=True):
+                shown &= (at >= start) & (at < stop)
+            values = values[shown]
+            rows, columns = exhibit.locate(rows[shown], columns[shown])
+        for value, row, column in zip(values.tolist(), rows.tolist(), columns.tolist(), strict=True):
+            marks.setdefault(value, []).append((places[image], row, column))
+    if min(marks, default=1) < 0 or (names and max(marks, default=0) > len(names)):
+        raise SettingsError(
+            f"expected scribbles of 1 to {len(names)}, as many as there are names, but got {max(marks)}"
+        )
+    return {names[value - 1] if names else f"class {value}": marks[value] for value in sorted(marks)}
 
 
 def _inherited(owner: NDArray[np.intp], parents: Sequence[int] | None) -> NDArray[np.intp]:

@@ -20,7 +20,7 @@ from spwnet.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     Picture = NDArray[np.uint8]
     Labels = NDArray[np.integer[Any]]
@@ -210,6 +210,63 @@ def label_dtype(n_classes: int, suffix: str) -> np.dtype[np.unsignedinteger[Any]
             f"expected at most {largest + 1:,} classes in a {suffix} label image, but got {n_classes:,}; {remedy}"
         )
     return np.dtype(next(t for t in _LABEL_TYPES if n_classes - 1 <= np.iinfo(t).max))
+
+
+def stored_dtype(dtype: DTypeLike) -> np.dtype[np.unsignedinteger[Any]]:
+    """Check a type that labels are to be stored in, and return it.
+
+    Parameters
+    ----------
+    dtype : dtype
+        uint8, uint16 or uint32.
+
+    Raises
+    ------
+    OutputError
+        If it is another one.
+    """
+    kind = np.dtype(dtype)
+    if kind not in _LABEL_TYPES:
+        names = ", ".join(np.dtype(known).name for known in _LABEL_TYPES)
+        raise OutputError(f"expected a type for labels, one of {names}, but got {kind}; choose the smallest that fits")
+    native: np.dtype[np.unsignedinteger[Any]] = np.dtype(kind.type)
+    return native
+
+
+def checked_labels(
+    labels: Labels, shape: tuple[int, ...], dtype: np.dtype[np.unsignedinteger[Any]], largest: int, what: str
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return labels in the type they are stored in.
+
+    Parameters
+    ----------
+    labels : ndarray of int
+        Class ids, 0 … largest, that the type holds.
+    shape : tuple of int
+        What `labels` must have.
+    dtype : dtype
+        Of what is returned.
+    largest : int
+        Class id.
+    what : str
+        Name of this part in messages.
+
+    Raises
+    ------
+    OutputError
+        If they are of another shape, no integers, or not in range.
+    """
+    if labels.dtype.kind not in "iu" or labels.shape != shape:
+        raise OutputError(
+            f"expected integers of shape {shape} for {what}, but got {labels.dtype} of shape {labels.shape}; "
+            "give the labels of just this part"
+        )
+    if labels.min() < 0 or labels.max() > min(largest, np.iinfo(dtype).max):
+        raise OutputError(
+            f"expected class ids 0 to {min(largest, np.iinfo(dtype).max)} in {dtype} for {what}, but got "
+            f"{labels.min()} to {labels.max()}; give the number of classes they were made with"
+        )
+    return np.ascontiguousarray(labels, dtype)
 
 
 def write_labels(path: str | Path, labels: Labels, n_classes: int) -> None:

@@ -123,6 +123,12 @@ class Frame:
     margin: int
     working: tuple[int, int]
 
+    @property
+    def region(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns (start, stop) of the input that the working image shows."""
+        (height, width), margin = self.shape, self.margin
+        return (margin, height - margin), (margin, width - margin)
+
     def counts(self) -> NDArray[np.float64]:
         """Count the pixels of the input that take their class from each working pixel, (h, w)."""
         rows, columns = (

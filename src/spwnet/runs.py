@@ -11,6 +11,7 @@
       previews/                 input, reconstruction and labels during training
       gallery/                  training images with their finest classes, to be looked at without the images
       classes.toml              classes by name, once somebody merged or named some
+      classes.jsonl             what they were before, to undo it
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 RUN_FORMAT = 3
 
 CPU = torch.device("cpu")
+
+MOST_UNDONE = 100
+"""Changes of the classes that can be undone."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,7 @@ class Run:
         self.previews = self.folder / "previews"
         self.gallery = self.folder / "gallery"
         self.classes = self.folder / "classes.toml"
+        self.earlier_classes = self.folder / "classes.jsonl"
 
     def create(self, *, overwrite: bool = False) -> None:
         """Make the directory; what an earlier run left in it goes only with `overwrite`.
@@ -240,6 +245,7 @@ class Run:
             self.checkpoint,
             # Of another model, whose classes mean something else.
             self.classes,
+            self.earlier_classes,
             *self.previews.glob("step_*.png"),
         ]
         for file in stale:
@@ -313,6 +319,41 @@ class Run:
             atomic_write(self.codebook, safetensors.torch.save(tensors))
         if network is not None:
             atomic_write(self.weights, safetensors.torch.save(_on_cpu(network.state_dict())))
+
+    def class_map(self, model: TrainedModel) -> ClassMap:
+        """Return the classes by name: those of ``classes.toml``, or of the tree if there are none yet.
+
+        Raises
+        ------
+        SettingsError
+            If the file is none of this model's.
+        """
+        start = model.class_map()
+        if not self.classes.exists():
+            return start
+        return read_classes(self.classes, start.n_finest, start.parents, start.model)
+
+    def save_classes(self, classes: ClassMap) -> None:
+        """Write ``classes.toml``, and remember what it said before."""
+        earlier = read_lines(self.earlier_classes)[1 - MOST_UNDONE :]
+        before = self.classes.read_text(encoding="utf-8") if self.classes.exists() else None
+        if before != classes.to_toml():
+            records = [*earlier, {"classes": before}]
+            atomic_write(self.earlier_classes, "".join(json.dumps(one) + "\n" for one in records).encode())
+            classes.save(self.classes)
+
+    def undo_classes(self) -> bool:
+        """Bring ``classes.toml`` back to what it was before it was last written; return whether there was such."""
+        earlier = read_lines(self.earlier_classes)
+        if not earlier:
+            return False
+        *rest, last = earlier
+        if isinstance(last.get("classes"), str):
+            atomic_write(self.classes, last["classes"].encode())
+        else:
+            self.classes.unlink(missing_ok=True)
+        atomic_write(self.earlier_classes, "".join(json.dumps(one) + "\n" for one in rest).encode())
+        return True
 
     def save_checkpoint(self, network: WNet, optimiser: torch.optim.Optimizer, step: int) -> None:
         """Write all that is needed to go on after `step`."""

@@ -14,7 +14,8 @@ import numpy as np
 
 from spwnet.errors import OutputError
 from spwnet.outputs import atomic_write, grid, overlay, write_picture
-from spwnet.volumewriting import plain_unit, replacing, unit_symbol, write_volume
+from spwnet.units import plain_unit, unit_symbol
+from spwnet.volumewriting import replacing, write_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,7 +137,7 @@ def write_results(
     """
     n_classes = len(legend.colours)
     write_volume(
-        folder / f"labels{suffix}", shape, dtype, slabs, n_classes=n_classes, spacing=spacing, unit=unit,
+        folder / f"labels{suffix}", shape, dtype, slabs, n_classes=n_classes, legend=legend, spacing=spacing, unit=unit,
         provenance=provenance, overwrite=True,
     )  # fmt: skip
     summary = summarise(slabs, shape, n_classes, spacing, unit)
@@ -370,6 +371,7 @@ def _surface(
         box = np.concatenate([above, cells, empty] if last else [above, cells])
         if box.max() > level > box.min():
             # The first classic method: unlike Lewiner's, it shares each edge between just two triangles.
+            # scikit-image tells no types here
             vertices, triangles, _, _ = marching_cubes(box, level, method="lorensen")  # type: ignore[no-untyped-call]
             vertices = vertices.astype(np.float64) - (0, 1, 1)
             yield seam.join(vertices, triangles.astype(np.int64), len(box) - 1, first - 1)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import logging
 import math
-import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,25 +12,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from spwnet.errors import InputError, did_you_mean
-from spwnet.images import PICTURES, SUFFIXES, TIFFS, _find
 from spwnet.sources import Image, numbered
+from spwnet.units import METRES, standard_unit
 from spwnet.volumefiles import (
-    METRES,
     Stored,
     arrange,
+    choose_reader,
     describe_hdf5,
+    find_slices,
     guess_axes,
+    is_series,
+    names_volume,
     open_array,
     open_hdf5,
-    open_mrc,
-    open_nifti,
-    open_npy,
-    open_raw,
     open_slices,
-    open_tiff,
-    open_zarr,
     readable,
-    standard_unit,
+    refuse_options,
 )
 
 if TYPE_CHECKING:
@@ -41,20 +35,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-logger = logging.getLogger(__name__)
-
-HDF5 = (".h5", ".hdf5", ".hdf", ".nxs", ".nx")
-ZARR = (".zarr", ".zarr.zip", ".ozx")
-NIFTI = (".nii", ".nii.gz")
-MRC = (".mrc", ".rec", ".map", ".ali")
-RAW = (".raw", ".bin", ".vol", ".dat")
-VOLUMES = (*HDF5, *ZARR, *NIFTI, *MRC, *RAW)
-"""Suffixes of files that hold nothing but volumes."""
-
 MOST_VOXELS = 2**44
 """Voxels of one volume at most, because a larger one comes of a damaged header."""
 
-_INSIDE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, (*HDF5, '.zarr', '.ozx')))}))::?(.+)", re.IGNORECASE)
 _TURNED = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
 
 
@@ -238,21 +221,23 @@ def open_volume(
     if not isinstance(level, int) or level < 0:
         raise InputError(f"expected a level of 0 or more, but got {level!r}")
     if isinstance(entry, Volume):
-        _refuse("an open volume", axes=axes, dataset=dataset, level=level, shape=shape, dtype=dtype, offset=offset)
+        refuse_options(
+            "an open volume", axes=axes, dataset=dataset, level=level, shape=shape, dtype=dtype, offset=offset
+        )
         return _with_spacing(entry, sizes, unit)
     is_path = isinstance(entry, str | Path)
-    if isinstance(entry, list | tuple) or (is_path and _is_series(str(entry))):
-        _refuse("slices", dataset=dataset, level=level, shape=shape, dtype=dtype, offset=offset)
-        paths = _slices(entry)
+    if isinstance(entry, list | tuple) or (is_path and is_series(str(entry))):
+        refuse_options("slices", dataset=dataset, level=level, shape=shape, dtype=dtype, offset=offset)
+        paths = find_slices(entry)
         if len(paths) == 1 and axes is None and is_path:
             return open_volume(paths[0], spacing=spacing, unit=unit)
         name, origin = paths[0].absolute().parent.name or "volume", str(entry if is_path else paths[0].parent)
         opener: partial[Stored] = partial(open_slices, paths, axes and axes.replace("Z", ""))
         axes = None
     elif is_path:
-        name, origin, opener = _choose_reader(str(entry), axes, dataset, level, shape, dtype, offset)
+        name, origin, opener = choose_reader(str(entry), dataset, level, shape, dtype, offset)
     elif all(hasattr(entry, what) for what in ("shape", "dtype", "__getitem__")):
-        _refuse("an array", dataset=dataset, level=level, shape=shape, dtype=dtype, offset=offset)
+        refuse_options("an array", dataset=dataset, level=level, shape=shape, dtype=dtype, offset=offset)
         return _open_object(entry, axes, sizes, unit)
     else:
         raise InputError(f"expected a path, an array or a list of paths, but got {type(entry).__name__}")
@@ -322,10 +307,7 @@ def is_volume(entry: Any) -> bool:
     """Tell whether an entry can only be a volume: by its type, its suffix, or as a Zarr folder."""
     if isinstance(entry, Volume):
         return True
-    if not isinstance(entry, str | Path):
-        return False
-    path = _split(str(entry))[0]
-    return _kind(path) is not None or _zarr_root(path) is not None
+    return isinstance(entry, str | Path) and names_volume(str(entry))
 
 
 class SliceSource:
@@ -381,108 +363,6 @@ class SliceSource:
         return Image(pixels, self.names[number], self.volume.rgb)
 
 
-# Which reader
-
-
-def _kind(path: Path) -> str | None:
-    """Return the suffix, of `VOLUMES`, that a path ends with; the longest, because .nii.gz is more than .gz."""
-    return max((suffix for suffix in VOLUMES if path.name.lower().endswith(suffix)), key=len, default=None)
-
-
-def _split(text: str) -> tuple[Path, str | None]:
-    """Take ``file.h5:/dataset`` apart."""
-    found = None if Path(text).exists() else _INSIDE.fullmatch(text)
-    path, inside = (found[1], found[2]) if found else (text, None)
-    return Path(path).expanduser(), inside
-
-
-def _zarr_root(path: Path) -> Path | None:
-    """Return the outermost Zarr folder or file that a path is or lies in."""
-    marks = ("zarr.json", ".zgroup", ".zarray")
-
-    def is_zarr(place: Path) -> bool:
-        if place.is_dir():
-            return place.suffix.lower() == ".zarr" or any((place / mark).is_file() for mark in marks)
-        return _kind(place) in (".zarr.zip", ".ozx") and place.is_file()
-
-    return next((place for place in (*reversed(path.parents), path) if is_zarr(place)), None)
-
-
-def _is_series(text: str) -> bool:
-    """Whether a path is a folder or pattern of slices."""
-    path = Path(text).expanduser()
-    if path.is_file() or _split(text)[1] or _zarr_root(path):
-        return False
-    return path.is_dir() or glob.has_magic(text)
-
-
-def _slices(entry: Any) -> list[Path]:
-    entries = [entry] if isinstance(entry, str | Path) else entry
-    if not entries or not all(isinstance(e, str | Path) for e in entries):
-        raise InputError(
-            "expected a path, an array or a list of paths, but got a list of "
-            + ("other or mixed things; stack arrays to one" if entries else "none")
-        )
-    paths = [path.absolute() for e in entries for path in _find(e)]
-    other = next((path for path in paths if path.suffix.lower() not in SUFFIXES), None)
-    if other is not None:
-        raise InputError(f"expected slices as images ({', '.join(SUFFIXES)}), but got {other}; open it by itself")
-    return paths
-
-
-def _choose_reader(
-    text: str,
-    axes: str | None,
-    dataset: str | None,
-    level: int,
-    shape: Sequence[int] | None,
-    dtype: str | None,
-    offset: int,
-) -> tuple[str, str, partial[Stored]]:
-    """Return name, origin and opener of a single path."""
-    path, inside = _split(text)
-    origin = str(path)
-    if inside and dataset and inside.strip("/") != dataset.strip("/"):
-        raise InputError(f"expected one dataset, but got '{inside}' in the path and '{dataset}'; give it once")
-    dataset = dataset or inside
-    kind, root = _kind(path), _zarr_root(path)
-    if root is None and not path.is_file():
-        raise InputError(f"expected a file, folder or pattern, but there is no {path}; check the path")
-    if root is None and kind not in HDF5:
-        _refuse(f"{path.name}", dataset=dataset)
-    if root is None:
-        _refuse(f"{path.name}", level=level)
-    if kind not in RAW:
-        _refuse(f"{path.name}", shape=shape, dtype=dtype, offset=offset)
-    opener: partial[Stored]
-    place = path.absolute()
-    if root is not None:
-        inner = "/".join([*path.relative_to(root).parts, *([dataset.strip("/")] if dataset else [])])
-        path, origin, opener = root, str(root), partial(open_zarr, root.absolute(), inner, level)
-    elif kind in HDF5:
-        opener = partial(open_hdf5, place, dataset)
-    elif kind in NIFTI:
-        opener = partial(open_nifti, place)
-    elif kind in MRC:
-        opener = partial(open_mrc, place)
-    elif kind in RAW:
-        opener = partial(open_raw, place, *_check_raw(path, shape, dtype, offset))
-    elif path.suffix.lower() in TIFFS:
-        opener = partial(open_tiff, place)
-    elif path.suffix.lower() == ".npy":
-        opener = partial(open_npy, place)
-    elif path.suffix.lower() in PICTURES:
-        raise InputError(
-            f"expected a volume, but {path} is one image; give several slices as a folder or a list, or segment it "
-            "as an image"
-        )
-    else:
-        known = ", ".join((*TIFFS, ".npy", *VOLUMES))
-        raise InputError(f"expected a volume of {known}, but got {path}; convert it to TIFF, HDF5 or Zarr")
-    name = path.name[: -len(kind)] if kind else path.stem
-    return re.sub(r"\.ome$", "", name, flags=re.IGNORECASE) or "volume", origin, opener
-
-
 def _open_object(entry: Any, axes: str | None, sizes: tuple[float, float, float] | None, unit: str | None) -> Volume:
     """Open an array; one of h5py is told by its file, from which a copy in another process reads."""
     name = "volume"
@@ -498,36 +378,6 @@ def _open_object(entry: Any, axes: str | None, sizes: tuple[float, float, float]
         else:
             stored = opener()
         return _volume(name, origin, opener, stored, axes, sizes, unit)
-
-
-def _refuse(what: str, **options: Any) -> None:
-    """Refuse options that an entry has no use for."""
-    given = [name for name, value in options.items() if value not in (None, 0)]
-    uses = {"dataset": "HDF5 and Zarr", "level": "OME-Zarr", "axes": "what is not open yet"}
-    if given:
-        raise InputError(
-            f"expected `{given[0]}` for {uses.get(given[0], 'raw binary')} alone, but got it for {what}; leave it out"
-        )
-
-
-def _check_raw(
-    path: Path, shape: Sequence[int] | None, dtype: str | None, offset: int
-) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    if shape is None or dtype is None:
-        missing = " and ".join(f"`{n}`" for n, value in (("shape", shape), ("dtype", dtype)) if value is None)
-        raise InputError(
-            f'expected `shape` and `dtype` for raw binary, for example (512, 512, 512) and "<u2", but {missing} '
-            f"{'are' if shape is None and dtype is None else 'is'} missing for {path}; give them"
-        )
-    if not all(isinstance(n, int | np.integer) and n > 0 for n in shape) or not isinstance(offset, int) or offset < 0:
-        raise InputError(
-            f"expected a `shape` of positive integers and an `offset` of 0 or more, but got {shape}, {offset}"
-        )
-    try:
-        kind = np.dtype(dtype)
-    except TypeError:
-        raise InputError(f'expected a `dtype` such as "uint8", "<u2" or ">f4", but got {dtype!r}') from None
-    return tuple(int(n) for n in shape), kind, offset
 
 
 # What a volume is made of

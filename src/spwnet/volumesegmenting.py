@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from spwnet import outputs
 from spwnet.blocks import tiles
+from spwnet.blockstore import BlockStore
 from spwnet.classes import clean, legend
 from spwnet.devices import worker_pool
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
@@ -30,7 +31,7 @@ from spwnet.training import Progress, stoppable
 from spwnet.volumereport import mesh, orthogonal, summarise, write_results
 from spwnet.volumes import SliceSource, open_volume
 from spwnet.volumetric import grid_of, predict_part
-from spwnet.volumewriting import BlockStore, check_space, check_suffix, check_target
+from spwnet.volumewriting import check_space, check_suffix, check_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Writers of label volumes: blocks that many processes make, and the one file they become in the end."""
+"""Writers of label volumes: one file or folder, slice by slice, in the format its name asks for."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import os
 import re
 import shutil
-import zlib
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from math import ceil, prod
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from spwnet.classes import palette
-from spwnet.errors import OutputError, did_you_mean
-from spwnet.outputs import atomic_write, provenance, readable_errors, write_json
+from spwnet.classes import Legend, palette
+from spwnet.errors import OutputError
+from spwnet.outputs import checked_labels, provenance, readable_errors, stored_dtype
+from spwnet.packages import optional_package
+from spwnet.units import plain_unit, standard_unit, unit_symbol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     Labels = NDArray[np.integer[Any]]
-    Region = tuple[slice, slice, slice]
     Shape = tuple[int, int, int]
     Spacing = tuple[float, float, float]
 
@@ -36,309 +35,9 @@ SUFFIXES = (".tif", ".tiff", ".zarr", ".h5", ".hdf5", ".nxs", ".npy")
 SLAB_BYTES = 64 * 2**20
 """Memory that the slices take which are handled at once, about, where the format leaves the choice."""
 
-_DTYPES = (np.uint8, np.uint16, np.uint32)
 _EXTRAS = {".zarr": ("zarr", "zarr"), ".h5": ("h5py", "hdf5"), ".hdf5": ("h5py", "hdf5"), ".nxs": ("h5py", "hdf5")}
-_DIGEST = sha256().digest_size
 # The largest offset of a classic TIFF, less what tags may take.
 _CLASSIC_TIFF = 2**32 - 2**25
-# By symbol, as OME-XML wants it: what OME-Zarr calls it, and what else people write.
-_UNITS = {
-    "m": ("meter", ("meter", "metre")),
-    "cm": ("centimeter", ("centimeter", "centimetre")),
-    "mm": ("millimeter", ("millimeter", "millimetre")),
-    "µm": ("micrometer", ("um", "μm", "micron", "micrometer", "micrometre")),
-    "nm": ("nanometer", ("nanometer", "nanometre")),
-    "pm": ("picometer", ("picometer", "picometre")),
-    "Å": ("angstrom", ("A", "\u212b", "angstrom", "ångström")),
-    "in": ("inch", ("inch", "inches")),
-}
-_ALIASES = {symbol: symbol for symbol in _UNITS}
-_ALIASES |= {name: symbol for symbol, (_, names) in _UNITS.items() for name in names}
-_ALIASES |= {f"{name}s": symbol for name, symbol in _ALIASES.items() if len(name) > 4 and not name.endswith("s")}
-_NO_UNIT = ("", "pixel", "pixels", "px", "voxel", "voxels")
-
-
-class BlockStore:
-    """Blocks of a label volume in a folder, each a file that is written once and whole: it is there, or not done.
-
-    ::
-
-        FOLDER/blocks/
-          job.json       whose blocks these are
-          00012.block    SHA-256 of the rest, what the block is, its slices each compressed (zlib)
-
-    Any number of processes on any number of machines that share the folder may read and write at the same time.
-
-    Parameters
-    ----------
-    folder : path
-        Created with its parents if it is missing.
-    regions : sequence of (slice, slice, slice)
-        What each block covers, in z, y, x; together they fill the volume, none overlaps another.
-    dtype : dtype
-        Type of the labels: uint8, uint16 or uint32.
-    key : str
-        Identity of the job: settings, model and input. Blocks of another one are never taken for those of this one.
-
-    Attributes
-    ----------
-    shape : (int, int, int)
-        Size of the volume, (D, H, W) in voxels.
-    dtype : dtype
-    regions : tuple of (slice, slice, slice)
-
-    Raises
-    ------
-    OutputError
-        If the regions do not fill a volume, the type holds no labels, the folder holds the blocks of another job, or it
-        cannot be written.
-    """
-
-    def __init__(self, folder: str | Path, regions: Sequence[Region], dtype: DTypeLike, key: str) -> None:
-        self.folder = Path(folder) / "blocks"
-        self.regions = tuple(regions)
-        self.dtype = _label_dtype(dtype)
-        self.key = key
-        bounds = [[(part.start, part.stop) for part in region] for region in self.regions]
-        depth, height, width = (max((stop for _, stop in axis), default=0) for axis in zip(*bounds, strict=True))
-        self.shape: Shape = (depth, height, width)
-        if sum(prod(self._size(k)) for k in range(len(self.regions))) != prod(self.shape):
-            raise OutputError(
-                f"expected regions that fill a volume of {self.shape} without overlap, but they cover another number "
-                "of voxels; give each voxel to one block"
-            )
-        self._bounds = bounds
-        self._seen: dict[int, tuple[tuple[int, int, int], dict[str, Any], int]] = {}
-        self._claim()
-
-    def is_done(self, k: int) -> bool:
-        """Return whether a block is there, whole and of this job; a damaged one is removed and counts as missing.
-
-        A file is read to the end once, and again only when it has changed.
-        """
-        try:
-            with self._path(k).open("rb") as file:
-                return self._header(k, file) is not None
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise _unreadable(self._path(k), error) from error
-
-    def missing(self) -> list[int]:
-        """Return the blocks that are still to be made, in order."""
-        return [k for k in range(len(self.regions)) if not self.is_done(k)]
-
-    def write(self, k: int, labels: Labels, extra: Mapping[str, Any] | None = None) -> None:
-        """Write a block; writing it again replaces it by its equal, whoever else reads or writes it.
-
-        Parameters
-        ----------
-        k : int
-            Which one, counted from 0.
-        labels : ndarray of int, shape of its region
-            Class ids that the type of the store holds.
-        extra : mapping, optional
-            Whatever else is to be kept with the block; JSON.
-
-        Raises
-        ------
-        OutputError
-            If the labels are of another shape or do not fit the type, or the file cannot be written.
-        """
-        ids = _checked(labels, self._size(k), self.dtype, np.iinfo(self.dtype).max, f"block {k}")
-        planes = [zlib.compress(plane.astype(self.dtype.newbyteorder("<")).tobytes(), 1) for plane in ids]
-        head = self._identity(k) | {"lengths": [len(plane) for plane in planes], "extra": dict(extra or {})}
-        header = json.dumps(head, allow_nan=False).encode()
-        content = b"".join([len(header).to_bytes(4, "little"), header, *planes])
-        atomic_write(self._path(k), sha256(content).digest() + content)
-
-    def read(self, k: int) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the labels of a block, of the shape of its region.
-
-        Raises
-        ------
-        OutputError
-            If it is not done.
-        """
-        return self._slices(k, 0, self._size(k)[0])
-
-    def extra(self, k: int) -> dict[str, Any]:
-        """Return what else was written with a block.
-
-        Raises
-        ------
-        OutputError
-            If it is not done.
-        """
-        with self._opened(k) as (_, header, _):
-            return dict(header["extra"])
-
-    def slab(self, z: slice) -> NDArray[np.unsignedinteger[Any]]:
-        """Return some slices of the volume, put together from the blocks; only these slices are held in memory.
-
-        Parameters
-        ----------
-        z : slice
-            Which ones, without step; bounds beyond the volume are cut.
-
-        Returns
-        -------
-        ndarray, shape (d, H, W)
-            Labels.
-
-        Raises
-        ------
-        OutputError
-            If a block that is needed is not done.
-        """
-        first, last, _ = z.indices(self.shape[0])
-        labels = np.empty((max(last - first, 0), *self.shape[1:]), self.dtype)
-        for k, ((start, stop), _, _) in enumerate(self._bounds):
-            low, high = max(first, start), min(last, stop)
-            if low < high:
-                labels[low - first : high - first, *self.regions[k][1:]] = self._slices(k, low - start, high - start)
-        return labels
-
-    def n_bytes(self) -> int:
-        """Return how much space the blocks that are there take, compressed: about what a compressed volume takes."""
-        return sum(path.stat().st_size for path in self.folder.glob("*.block"))
-
-    def remove(self) -> None:
-        """Remove the blocks and all that belongs to them, and their folder if nothing else is in it."""
-        self.remove_any(self.folder.parent)
-
-    @staticmethod
-    def remove_any(folder: str | Path) -> None:
-        """Remove the blocks that a folder holds, of whatever job.
-
-        Raises
-        ------
-        OutputError
-            If one cannot be removed.
-        """
-        blocks = Path(folder) / "blocks"
-        if not blocks.is_dir():
-            return
-        with readable_errors(blocks):
-            for path in blocks.iterdir():
-                if re.fullmatch(r"\d{5,}\.block|\.spwnet-[0-9a-f]+\.tmp", path.name):
-                    path.unlink(missing_ok=True)
-            # Last, so that blocks are never without the name of their job.
-            (blocks / "job.json").unlink(missing_ok=True)
-            if not any(blocks.iterdir()):
-                blocks.rmdir()
-
-    def _claim(self) -> None:
-        """Say whose blocks these are, or make sure that they are ours."""
-        layout = sha256(repr(self._bounds).encode()).hexdigest()
-        job = {"format": 1, "key": self.key, "dtype": self.dtype.name, "shape": list(self.shape), "regions": layout}
-        path = self.folder / "job.json"
-        with readable_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                write_json(path, job)
-            text = path.read_text(encoding="utf-8")
-        try:
-            found = json.loads(text)
-        except ValueError:
-            found = None
-        if found != job:
-            raise OutputError(
-                f"expected the blocks in {self.folder} to be of the same settings, model and input, but they are of "
-                "another job; write to another folder, or use `--overwrite`"
-            )
-
-    def _path(self, k: int) -> Path:
-        return self.folder / f"{k:05d}.block"
-
-    def _size(self, k: int) -> Shape:
-        z, y, x = ((part.stop - part.start) for part in self.regions[k])
-        return z, y, x
-
-    def _identity(self, k: int) -> dict[str, Any]:
-        region = [[part.start, part.stop] for part in self.regions[k]]
-        return {"key": self.key, "block": k, "region": region, "dtype": self.dtype.name}
-
-    def _header(self, k: int, file: BinaryIO) -> tuple[dict[str, Any], int] | None:
-        """Header of an open block and where its slices begin; None if it is damaged, and removed then, or foreign."""
-        status = os.fstat(file.fileno())
-        signature = (status.st_ino, status.st_size, status.st_mtime_ns)
-        known = self._seen.get(k)
-        if known is None or known[0] != signature:
-            digest, content = file.read(_DIGEST), file.read()
-            if sha256(content).digest() != digest:
-                self._path(k).unlink(missing_ok=True)
-                return None
-            start = 4 + int.from_bytes(content[:4], "little")
-            header = json.loads(content[4:start])
-            if any(header.get(name) != value for name, value in self._identity(k).items()):
-                return None
-            known = self._seen[k] = (signature, header, _DIGEST + start)
-        return known[1:]
-
-    @contextmanager
-    def _opened(self, k: int) -> Iterator[tuple[BinaryIO, dict[str, Any], int]]:
-        """A block that is done, its header, and where its slices begin."""
-        path = self._path(k)
-        try:
-            # Another process may replace the file; this one stays what it was as long as it is open.
-            with path.open("rb") as file:
-                found = self._header(k, file)
-                if found is None:
-                    raise FileNotFoundError(f"block {k} is damaged or of another job")
-                yield file, *found
-        except FileNotFoundError as error:
-            raise OutputError(
-                f"expected block {k} in {self.folder}, but it is not done; resume the segmentation to make it"
-            ) from error
-        except (OSError, zlib.error) as error:
-            raise _unreadable(path, error) from error
-
-    def _slices(self, k: int, low: int, high: int) -> NDArray[np.unsignedinteger[Any]]:
-        _, height, width = self._size(k)
-        labels = np.empty((high - low, height, width), self.dtype)
-        with self._opened(k) as (file, header, start):
-            ends = np.cumsum([0, *header["lengths"]])
-            file.seek(start + int(ends[low]))
-            data = memoryview(file.read(int(ends[high] - ends[low])))
-            for plane, begin, end in zip(labels, ends[low:high], ends[low + 1 : high + 1], strict=True):
-                raw = zlib.decompress(data[begin - ends[low] : end - ends[low]])
-                plane[...] = np.frombuffer(raw, self.dtype.newbyteorder("<")).reshape(height, width)
-        return labels
-
-
-def unit_symbol(unit: str | None) -> str | None:
-    """Return the symbol of a unit of length: "um" and "micrometre" are "µm".
-
-    Parameters
-    ----------
-    unit : str or None
-        Symbol or name; none, "pixel" and "voxel" mean that nothing is known.
-
-    Returns
-    -------
-    {"m", "cm", "mm", "µm", "nm", "pm", "Å", "in"} or None
-
-    Raises
-    ------
-    OutputError
-        If it is another unit.
-    """
-    if unit is None or unit.strip().lower() in _NO_UNIT:
-        return None
-    name = unit.strip()
-    symbol = _ALIASES.get(name) or _ALIASES.get(name.lower())
-    if symbol is None:
-        raise OutputError(
-            f"expected a unit of length, one of {', '.join(_UNITS)}, but got '{unit}'; convert the spacing to one"
-            + did_you_mean(name, _ALIASES)
-        )
-    return symbol
-
-
-def plain_unit(symbol: str | None) -> str:
-    """Return a symbol of a unit in ASCII, for files and fonts that hold nothing else; "pixel" if there is none."""
-    return {"µm": "um", "Å": "angstrom", None: "pixel"}.get(symbol) or str(symbol)
 
 
 def check_suffix(name: str | Path) -> str:
@@ -354,7 +53,9 @@ def check_suffix(name: str | Path) -> str:
         raise OutputError(
             f"expected a label volume named {', '.join(SUFFIXES)}, but got '{Path(name).name}'; rename it"
         )
-    _check_package(suffix)
+    if suffix in _EXTRAS:
+        package, extra = _EXTRAS[suffix]
+        optional_package(package, f"to write {suffix}", extra, OutputError, otherwise="write TIFF (.tif)")
     return suffix
 
 
@@ -431,6 +132,7 @@ def write_volume(
     slabs: Callable[[slice], Labels],
     *,
     n_classes: int,
+    legend: Legend | None = None,
     spacing: Spacing | None = None,
     unit: str | None = None,
     name: str = "classes",
@@ -469,6 +171,8 @@ def write_volume(
         order, each slice once. As many slices are held as make 64 MiB; 64, or up to 512 MiB of them, in Zarr and HDF5.
     n_classes : int
         Class ids are below it.
+    legend : Legend, optional
+        Colours of the classes in Zarr, and their names in Zarr and HDF5; those of the palette if not given.
     spacing : (float, float, float), optional
         Distance between voxels in z, y and x, above 0; its unit alone says nothing.
     unit : str, optional
@@ -490,7 +194,7 @@ def write_volume(
         written, in which case the earlier one stays.
     """
     path = check_target(path, overwrite=overwrite)
-    kind = _label_dtype(dtype)
+    kind = stored_dtype(dtype)
     if len(shape) != 3 or min(shape) < 1:
         raise OutputError(f"expected a volume of shape (D, H, W), none of them 0, but got {shape}; give three sizes")
     if spacing is not None and (len(spacing) != 3 or not all(np.isfinite(step) and step > 0 for step in spacing)):
@@ -500,8 +204,9 @@ def write_volume(
     if re.fullmatch(r"[\w.-]*\w", name) is None:
         raise OutputError(f"expected a name of letters, digits, '_', '-' and '.', but got '{name}'; choose another one")
     volume = _Volume(
-        shape, kind, slabs, n_classes, spacing, unit_symbol(unit) if spacing else None, name, dict(provenance or {})
-    )
+        shape, kind, slabs, n_classes, legend or Legend(palette(n_classes), {}), spacing,
+        unit_symbol(unit) if spacing else None, name, dict(provenance or {}),
+    )  # fmt: skip
     suffix = path.suffix.lower()
     with replacing(path) as temporary:
         if suffix == ".npy":
@@ -574,13 +279,14 @@ class _Volume:
         dtype: np.dtype[np.unsignedinteger[Any]],
         slabs: Callable[[slice], Labels],
         n_classes: int,
+        legend: Legend,
         spacing: Spacing | None,
         unit: str | None,
         name: str,
         provenance: dict[str, Any],
     ) -> None:
         self.shape, self.dtype, self.n_classes, self.name = shape, dtype, n_classes, name
-        self.spacing, self.unit, self.provenance = spacing, unit, provenance
+        self.legend, self.spacing, self.unit, self.provenance = legend, spacing, unit, provenance
         self.steps = tuple(float(step) for step in spacing or (1.0, 1.0, 1.0))
         self.n_bytes = prod(shape) * dtype.itemsize
         self._slabs = slabs
@@ -590,7 +296,10 @@ class _Volume:
         for start in range(0, self.shape[0], depth):
             z = slice(start, min(start + depth, self.shape[0]))
             shape = (z.stop - z.start, *self.shape[1:])
-            yield z, _checked(self._slabs(z), shape, self.dtype, self.n_classes - 1, f"slices {z.start} to {z.stop}")
+            yield (
+                z,
+                checked_labels(self._slabs(z), shape, self.dtype, self.n_classes - 1, f"slices {z.start} to {z.stop}"),
+            )
 
     def depth(self) -> int:
         """Number of slices that are handled at once where the format does not care."""
@@ -689,6 +398,8 @@ def _write_nexus(path: Path, volume: _Volume) -> None:
             "labels", volume.shape, volume.dtype, chunks=chunks, compression="gzip", shuffle=True
         )
         labels.attrs.update({"long_name": volume.name, "interpretation": "image", "n_classes": volume.n_classes})
+        if volume.legend.names:
+            labels.attrs["class_names"] = [volume.legend.name(k) for k in range(volume.n_classes)]
         for z, ids in volume.parts(chunks[0]):
             labels[z] = ids
             shield.check()
@@ -739,7 +450,7 @@ def _nexus_group(parent: Any, name: str, kind: str, **attributes: Any) -> Any:
 
 def _write_zarr(path: Path, volume: _Volume, ome_version: Literal["0.4", "0.5"]) -> None:
     import zarr
-    from numcodecs import Blosc  # type: ignore[import-untyped]
+    from numcodecs import Blosc  # type: ignore[import-untyped]  # it tells no types
     from zarr.codecs import BloscCodec
 
     old = ome_version == "0.4"
@@ -770,10 +481,10 @@ def _write_zarr(path: Path, volume: _Volume, ome_version: Literal["0.4", "0.5"])
             level.add(z.start, ids)
     for level in levels:
         level.flush()
-    colours = [
-        {"label-value": k, "rgba": [*map(int, colour), 255]} for k, colour in enumerate(palette(volume.n_classes))
-    ]
-    label = {"version": ome_version, "colors": colours, "source": {"image": "../../"}}
+    colours = [{"label-value": k, "rgba": [*map(int, colour), 255]} for k, colour in enumerate(volume.legend.colours)]
+    label: dict[str, Any] = {"version": ome_version, "colors": colours, "source": {"image": "../../"}}
+    if volume.legend.names:
+        label["properties"] = [{"label-value": k, "name": name} for k, name in sorted(volume.legend.names.items())]
     described: list[tuple[Any, dict[str, Any]]] = [
         (root, {"multiscales": [_multiscale(volume, strides, ome_version, f"labels/{volume.name}/")]}),
         (labels, {"labels": [volume.name]}),
@@ -789,7 +500,7 @@ def _multiscale(
     volume: _Volume, strides: Sequence[tuple[int, ...]], ome_version: Literal["0.4", "0.5"], folder: str
 ) -> dict[str, Any]:
     """What OME-Zarr says of the levels in a folder."""
-    axis = {"type": "space"} | ({"unit": _UNITS[volume.unit][0]} if volume.unit else {})
+    axis = {"type": "space"} | ({"unit": standard_unit(volume.unit)} if volume.unit else {})
     scales = [[step * thin for step, thin in zip(volume.steps, stride, strict=True)] for stride in strides]
     return {
         **({"version": "0.4"} if ome_version == "0.4" else {}),
@@ -844,51 +555,6 @@ def _levels(shape: Shape, longest: int = 64) -> list[tuple[int, ...]]:
 
 def _thinned(size: int, stride: int) -> int:
     return ceil(size / stride)
-
-
-def _label_dtype(dtype: DTypeLike) -> np.dtype[np.unsignedinteger[Any]]:
-    kind = np.dtype(dtype)
-    if kind not in _DTYPES:
-        names = ", ".join(np.dtype(known).name for known in _DTYPES)
-        raise OutputError(f"expected a type for labels, one of {names}, but got {kind}; choose the smallest that fits")
-    native: np.dtype[np.unsignedinteger[Any]] = np.dtype(kind.type)
-    return native
-
-
-def _checked(
-    labels: Labels, shape: tuple[int, ...], dtype: np.dtype[np.unsignedinteger[Any]], largest: int, what: str
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Labels in the type they are written in."""
-    if labels.dtype.kind not in "iu" or labels.shape != shape:
-        raise OutputError(
-            f"expected integers of shape {shape} for {what}, but got {labels.dtype} of shape {labels.shape}; "
-            "give the labels of just this part"
-        )
-    if labels.min() < 0 or labels.max() > min(largest, np.iinfo(dtype).max):
-        raise OutputError(
-            f"expected class ids 0 to {min(largest, np.iinfo(dtype).max)} in {dtype} for {what}, but got "
-            f"{labels.min()} to {labels.max()}; give the number of classes they were made with"
-        )
-    return np.ascontiguousarray(labels, dtype)
-
-
-def _check_package(suffix: str) -> None:
-    from importlib import import_module
-
-    module, extra = _EXTRAS.get(suffix, (None, None))
-    if module is None:
-        return
-    try:
-        import_module(module)
-    except ImportError as error:
-        raise OutputError(
-            f"expected {module}, which writes {suffix}, but: {error}; install it by `pip install 'spwnet[{extra}]'`, "
-            "or write TIFF (.tif)"
-        ) from error
-
-
-def _unreadable(path: Path, error: Exception) -> OutputError:
-    return OutputError(f"expected to read {path}, but: {error}; remove it and resume the segmentation")
 
 
 def _temporary(path: Path) -> Path:
