@@ -361,3 +361,97 @@ class TestAreas:
     def test_more_classes_than_told(self):
         with pytest.raises(InputError, match="class ids below 3, but the labels hold class 3"):
             classes.areas(np.array([[0, 3]]), 3)
+
+
+def named(*entries):
+    """Settings of classes by name, of one finest class each."""
+    return LabelSettings(named=[{"name": f"c{k}", "id": k, "members": [k], **entry} for k, entry in enumerate(entries)])
+
+
+@given(SMALL_LABELS, st.integers(0, 3), st.integers(1, 12))
+def test_one_class_is_cleaned_as_all_are_but_the_others_stay(labels, k, size):
+    filled = classes.fill_holes(labels, size, k)
+    changed = filled != labels
+    assert (filled[changed] == k).all()
+    # no hole in k is left, and nothing but holes in k changed
+    np.testing.assert_array_equal(classes.fill_holes(filled, size, k), filled)
+    removed = classes.remove_small(labels, size, k)
+    assert (labels[removed != labels] == k).all()
+    pieces, n = ndimage.label(removed == k, structure=np.ones((3,) * labels.ndim))
+    if n and (removed != k).any():
+        assert np.bincount(pieces.ravel())[1:].min() >= size
+
+
+@given(SMALL_LABELS, st.integers(0, 3))
+def test_only_the_largest_piece_is_kept(labels, k):
+    whole = np.ones((3,) * labels.ndim)
+    sizes = np.bincount(ndimage.label(labels == k, structure=whole)[0].ravel())[1:]
+    kept = classes.keep_largest(labels, k)
+    if len(sizes):
+        pieces, n = ndimage.label(kept == k, structure=whole)
+        assert n == 1
+        assert (pieces > 0).sum() == sizes.max()
+        # what it was before, the first of those as large
+        assert (labels[pieces > 0] == k).all()
+    else:
+        np.testing.assert_array_equal(kept, labels)
+    given_away = classes.keep_largest(labels, k, 9)
+    np.testing.assert_array_equal(given_away == k, kept == k)
+    assert (given_away[(labels == k) & (kept != k)] == 9).all()
+
+
+def test_pieces_beside_the_largest_go_to_what_they_touch_most():
+    labels = np.array([[0, 0, 1, 2, 2, 1], [0, 0, 1, 2, 2, 1], [0, 0, 1, 2, 2, 2]])
+    np.testing.assert_array_equal(classes.keep_largest(labels, 1), [[0, 0, 1, 2, 2, 2]] * 3)
+
+
+def test_smooth_borders_lose_spikes_and_keep_straight_lines():
+    labels = np.zeros((40, 40), np.uint8)
+    labels[:, 20:] = 1
+    np.testing.assert_array_equal(classes.smooth_borders(labels, 1, 2.0), labels)
+    spiked = labels.copy()
+    spiked[18, 10:20] = 1
+    spiked[5, 20:30] = 2
+    smooth = classes.smooth_borders(spiked, 1, 2.0)
+    assert (smooth[18, 10:18] == 0).all()
+    # what it gains it takes from a class thinner than itself, what it does not own otherwise stays
+    assert set(np.unique(smooth[5, 22:30])) == {1}
+    np.testing.assert_array_equal(classes.smooth_borders(spiked, 1, 0), spiked)
+    np.testing.assert_array_equal(classes.smooth_borders(spiked, 7, 2.0), spiked)
+    np.testing.assert_array_equal(classes.smooth_borders(np.ones_like(labels), 1, 2.0), np.ones_like(labels))
+
+
+@given(SMALL_LABELS, st.integers(0, 3), st.floats(0.3, 3))
+def test_smoothing_gives_lost_pixels_to_classes_that_are_there(labels, k, sigma):
+    smooth = classes.smooth_borders(labels, k, sigma)
+    assert smooth.dtype == labels.dtype
+    assert set(np.unique(smooth)) <= set(np.unique(labels))
+    changed = smooth != labels
+    assert ((smooth[changed] == k) | (labels[changed] == k)).all()
+
+
+def test_cleaning_by_name_goes_step_by_step():
+    labels = np.zeros((12, 12), np.uint8)
+    labels[2:10, 2:10] = 1
+    labels[5, 5] = 2
+    labels[0, 0] = 2
+    labels[11, 3:5] = 1
+    settings = named({}, {"fill_holes": 4, "keep_largest": True}, {"remove_objects": 2, "remove_to": 0})
+    cleaned = classes.clean(labels, settings)
+    expected = np.zeros((12, 12), np.uint8)
+    expected[2:10, 2:10] = 1
+    np.testing.assert_array_equal(cleaned, expected)
+    np.testing.assert_array_equal(classes.clean(labels, named({}, {}, {})), labels)
+    # of all classes first, then of some
+    both = settings.model_copy(update={"remove_objects": 100})
+    np.testing.assert_array_equal(classes.clean(labels, both), np.zeros((12, 12)))
+
+
+def test_a_legend_takes_names_and_colours_over_the_palette():
+    settings = named({"colour": "#010203", "background": True}, {})
+    found = classes.legend(settings, 3)
+    np.testing.assert_array_equal(found.colours, [[1, 2, 3], *classes.palette(3)[1:]])
+    assert (found.background, found.name(1), found.name(2)) == (0, "c1", "class 2")
+    plain = classes.legend(LabelSettings(), 3)
+    np.testing.assert_array_equal(plain.colours, classes.palette(3))
+    assert (plain.names, plain.background) == ({}, None)

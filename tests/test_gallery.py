@@ -72,6 +72,11 @@ def damaged(described, **changes):
     return {**described, **changes}
 
 
+def first_class(described, **changes):
+    first, *rest = described["classes"]
+    return {**described, "classes": [{**first, **changes}, *rest]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -80,10 +85,10 @@ def damaged(described, **changes):
         (lambda d: damaged(d, format=2), "expected a gallery of format 1 .* but got 2; update spwnet"),
         (lambda d: damaged(d, images=[]), "no image"),
         (lambda d: damaged(d, classes=d["classes"][:3]), "classes of 'b' are not among 3"),
-        (lambda d: damaged(d, classes=[{**d["classes"][0], "pixels": "x"}]), "measures of class 0 are none"),
-        (lambda d: damaged(d, classes=[{**d["classes"][0], "means": [float("nan")]}]), "measures of class 0"),
-        (lambda d: damaged(d, classes=[{**d["classes"][0], "place": [9, 0, 0]}]), "measures of class 0"),
-        (lambda d: damaged(d, classes=[{}]), "pixels"),
+        (lambda d: first_class(d, pixels="x"), "measures of class 0 are none"),
+        (lambda d: first_class(d, means=[float("nan")]), "measures of class 0"),
+        (lambda d: first_class(d, place=[9, 0, 0]), "measures of class 0"),
+        (lambda d: damaged(d, classes=[{}] * 5), "pixels"),
         (lambda d: damaged(d, images=[{**d["images"][0], "shape": [3, 3]}]), r"'a' is \(3, 3\), but its files are"),
         (lambda d: damaged(d, images=[{**d["images"][0], "region": [[4, 4], [0, 2]]}]), "shows rows 4 to 4"),
         (lambda d: damaged(d, images=[{**d["images"][0], "region": 3}]), "training images of a run"),

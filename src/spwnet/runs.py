@@ -146,17 +146,21 @@ class TrainedModel:
         return LabelSettings(mode=self.settings.labels.mode, classes=classes)
 
     def class_map(self, n_classes: int | None = None) -> ClassMap:
-        """Return the classes by name, to be merged and named: of the tree at a number of them, or as many as suggested.
+        """Return the classes by name, to be merged and named: of the tree at a number of them, or as the settings say.
 
         Raises
         ------
         SettingsError
             If there are not so many.
         """
-        if self.codebook is None:
-            return ClassMap.of_tree(self.n_finest, n_classes or self.n_finest, None, self.fingerprint)
-        parents = self.codebook.parents.tolist()
-        return ClassMap.of_tree(self.n_finest, n_classes or self.codebook.suggested, parents, self.fingerprint)
+        labels = self.settings.labels
+        parents = None if self.codebook is None else self.codebook.parents.tolist()
+        if n_classes is None and labels.named:
+            return ClassMap(labels.named, self.n_finest, parents and tuple(parents), self.fingerprint)
+        found = ClassMap.of_tree(self.n_finest, n_classes or self.n_classes(), parents, self.fingerprint)
+        for group in labels.merge if n_classes is None else ():
+            found = found.merge(group)
+        return found
 
     def labels(
         self, labels: LabelSettings | None = None, classes: ClassMap | str | Path | None = None
