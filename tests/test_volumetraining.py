@@ -18,6 +18,7 @@ from spwnet.blocks import within
 from spwnet.config import make_settings
 from spwnet.descriptors import kinds
 from spwnet.errors import InputError, OutputError, RunError, SettingsError, Stopped
+from spwnet.gallery import read_gallery
 from spwnet.volumetraining import windows
 from spwnet.volumetric import describe_part, grid_of, see
 from tests.conftest import SOLID, phantom
@@ -115,7 +116,7 @@ def test_slices_to_train_on(volume, caplog):
 def test_a_volume_too_small_for_the_network():
     thin = open_volume(phantom((30, 4, 3)))
     with pytest.raises(
-        InputError, match=r"more than 4 working voxels along one side .* but they have 4×3; .* 'instant'"
+        InputError, match=r"more than 4 working voxels along one side .* but those across z have 4×3; .* 'instant'"
     ):
         spwnet.train(thin, settings=settings_with())
     # one voxel more, or none to learn with, will do
@@ -150,7 +151,7 @@ def test_slices_as_images(volume):
 
 def test_windows_are_layers_of_cells_of_so_many_voxels():
     grid = grid_of(open_volume(np.zeros((40, 300, 400), np.uint8)), settings_with())
-    small = windows(grid, [0, 21, 39], 30_000, 0)
+    small = windows(grid, [(0, 0), (0, 21), (0, 39)], 30_000, 0)
     assert [part[0] for part in small] == [slice(0, 2), slice(20, 22), slice(38, 40)]
     for _, rows, columns in small:
         assert rows.start % 2 == columns.start % 2 == 0
@@ -158,9 +159,16 @@ def test_windows_are_layers_of_cells_of_so_many_voxels():
         assert 0 <= columns.start < columns.stop <= 400
         assert 28_000 < (rows.stop - rows.start) * (columns.stop - columns.start) <= 30_000
     assert len({(rows.start, columns.start) for _, rows, columns in small}) == 3
-    assert windows(grid, [0, 21, 39], 30_000, 0) == small != windows(grid, [0, 21, 39], 30_000, 1)
+    assert (
+        windows(grid, [(0, 0), (0, 21), (0, 39)], 30_000, 0)
+        == small
+        != windows(grid, [(0, 0), (0, 21), (0, 39)], 30_000, 1)
+    )
+    assert windows(grid, [(1, 21), (2, 399)], 10**6, 0) == [
+        (slice(0, 40), slice(20, 22), slice(0, 400)), (slice(0, 40), slice(0, 300), slice(398, 400)),
+    ]  # fmt: skip
     # a little more than is asked for is not worth a window
-    assert windows(grid, [5], 300 * 400 // 1.4, 0) == [(slice(4, 6), slice(0, 300), slice(0, 400))]
+    assert windows(grid, [(0, 5)], 300 * 400 // 1.4, 0) == [(slice(4, 6), slice(0, 300), slice(0, 400))]
 
 
 def test_training_in_a_window(volume):
@@ -177,7 +185,7 @@ def test_a_step_sees_the_layer_of_cells_of_a_part(volume, solid_models):
     core = (slice(8, 10), slice(4, 24), slice(6, 30))
     part = see(volume, grid, core, settings, solid_models["default", 1].normalisation, learns=True)
     target = np.random.default_rng(0).integers(0, 4, part.graph.count)
-    image = volumetraining._set_up(part, grid, settings, target, CPU)
+    image = volumetraining._set_up(part, 0, grid, settings, target, CPU)
     evidence = sum(kind.size for kind in kinds("handmade", 1, 0, solid=True))
     assert image.pixels.shape == (1, 1 + evidence, 10, 12)
     assert image.channels == 1
@@ -194,6 +202,40 @@ def test_a_step_sees_the_layer_of_cells_of_a_part(volume, solid_models):
     unit = (means - normalisation.low[0]) / (normalisation.high[0] - normalisation.low[0])
     expected = (unit - normalisation.mean[0]) / normalisation.std[0]
     assert np.corrcoef(image.pixels[0, 0].numpy().ravel(), expected.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("axis", ["y", "x"])
+def test_slices_across_another_axis_are_those_of_the_turned_volume(axis):
+    """The network, and the classes of each voxel."""
+    values = phantom((28, 26, 24))[..., 0]
+    order = {"y": [1, 0, 2], "x": [2, 0, 1]}[axis]
+    # Without the hand-made evidence, which tells the axes apart.
+    plain = {"model__evidence": False, "codebook__evidence": "learned"}
+    there = [6, 18]
+    one = spwnet.train(open_volume(values), settings=settings_with(volumes__axis=axis, **plain), frames=there)
+    assert [image["name"] for image in one.info["images"]] == [f"volume_{axis}_{k:04d}" for k in there]
+    turned = open_volume(np.ascontiguousarray(values.transpose(order)))
+    other = spwnet.train(turned, settings=settings_with(**plain), frames=there)
+    assert [image["sha256"] for image in one.info["images"]] == [image["sha256"] for image in other.info["images"]]
+    found = segment_volume(one, open_volume(values)).labels.transpose(order)
+    # Sums go in another order, and supervoxels that are as near to a voxel as another have other numbers.
+    assert (found == segment_volume(other, turned).labels).mean() > 0.9
+
+
+def test_all_three_axes_are_shared_out(volume, tmp_path):
+    settings = settings_with(volumes__axis="all", training={**SOLID["training"], "images": 4})
+    model = spwnet.train(volume, tmp_path / "run", settings=settings)
+    names = [image["name"] for image in model.info["images"]]
+    assert names == ["volume_z_0005", "volume_z_0015", "volume_y_0015", "volume_x_0017"]
+    assert [image["shape"][:2] for image in model.info["images"]] == [[30, 34], [30, 34], [20, 34], [20, 30]]
+    shown = read_gallery(tmp_path / "run" / "gallery")
+    assert [exhibit.labels.shape for exhibit in shown.exhibits] == [(30, 34), (30, 34), (20, 34), (20, 30)]
+    again = spwnet.train(volume, settings=settings, frames=[3])
+    assert [image["name"] for image in again.info["images"]] == [f"volume_{axis}_0003" for axis in "zyx"]
+    loaded = spwnet.load(tmp_path / "run")
+    np.testing.assert_array_equal(segment_volume(loaded, volume, block=12).labels, segment_volume(model, volume).labels)
+    with pytest.raises(SettingsError, match=r"expected `volumes\.axis = 'z'` where each slice is labelled on its own"):
+        settings_with(volumes__axis="x", volumes__mode="slices")
 
 
 @torch.inference_mode()

@@ -74,6 +74,7 @@ def test_blocks_equal_the_whole(solid_models, data):
         solid_models[preset, channels],
         volumes__size=data.draw(st.sampled_from([1.0, 4.0, 8.0, 20.0]), "size"),
         images__scale=data.draw(st.sampled_from([1.0, 0.5]), "scale"),
+        volumes__axis=data.draw(st.sampled_from(["z", "y", "x", "all"]), "axis of slices"),
     )
     spacing = data.draw(st.sampled_from(SPACINGS), "spacing")
     axis = data.draw(st.integers(0, 2), "axis")
@@ -82,7 +83,7 @@ def test_blocks_equal_the_whole(solid_models, data):
     shape[axis] = 300
     poolings = model.settings.volumes.n_blocks if preset == "default" else None
     grid = grid_of(open_volume(np.zeros(shape, np.uint8), spacing=spacing), model.settings)
-    halo, b = halo_of(grid, poolings), grid.bins[axis]
+    halo, b = halo_of(grid, poolings, model.settings.volumes.axes), grid.bins[axis]
     far = halo.nodes[axis] + max(halo.evidence[axis], halo.seeds[axis]) + grid.cells[axis] + halo.align[axis]
     side = data.draw(st.integers(5, 30), "side")
     shape[axis] = (far + side + data.draw(st.integers(2, 40), "more")) * b + data.draw(st.integers(0, b - 1), "odd")
@@ -92,8 +93,9 @@ def test_blocks_equal_the_whole(solid_models, data):
 
     volume = open_volume(phantom(shape, channels, data.draw(st.integers(0, 99), "seed")), spacing=spacing)
     grid = grid_of(volume, model.settings)
+    halo = halo_of(grid, poolings, model.settings.volumes.axes)
     first = tiles(grid.working, [n // bins for n, bins in zip(block, grid.bins, strict=True)])[0]
-    assert sees(grid, first, halo_of(grid, poolings))[axis].stop < grid.working[axis]
+    assert sees(grid, first, halo)[axis].stop < grid.working[axis]
     whole = predict_part(model, volume, everything(volume), model.settings.labels)
     assert whole.shape == volume.shape
     np.testing.assert_array_equal(in_tiles(model, volume, block), whole)
@@ -101,7 +103,7 @@ def test_blocks_equal_the_whole(solid_models, data):
 
 def too_small(*fields):
     """A halo some of whose parts are one voxel."""
-    return lambda grid, n_blocks: replace(halo_of(grid, n_blocks), **dict.fromkeys(fields, (1, 1, 1)))
+    return lambda grid, n_blocks, axes: replace(halo_of(grid, n_blocks, axes), **dict.fromkeys(fields, (1, 1, 1)))
 
 
 @pytest.mark.parametrize("preset", ["instant", "default"])
@@ -142,10 +144,12 @@ def seen_differently(model, volume, core):
     return odd
 
 
-@pytest.mark.parametrize("spacing", [None, (1.0, 1.0, 2.0), (3.0, 1.0, 1.0)])
-def test_a_part_sees_what_the_whole_does_and_needs_its_halo(solid_models, monkeypatch, spacing):
+@pytest.mark.parametrize(
+    ("spacing", "axis"), [(None, "z"), ((1.0, 1.0, 2.0), "z"), ((3.0, 1.0, 1.0), "y"), (None, "all")]
+)
+def test_a_part_sees_what_the_whole_does_and_needs_its_halo(solid_models, monkeypatch, spacing, axis):
     # Supervoxels that are large and follow the noise depend on what is far.
-    model = changed(solid_models["default", 2], volumes__size=64.0, superpixels__compactness=0.3)
+    model = changed(solid_models["default", 2], volumes__size=64.0, superpixels__compactness=0.3, volumes__axis=axis)
     volume = open_volume(phantom((20, 17, 260), 2), spacing=spacing)
     core = (slice(0, 20), slice(0, 17), slice(124, 136))
     assert seen_differently(model, volume, core) == set()

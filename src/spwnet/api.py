@@ -17,7 +17,7 @@ from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, pick_device
 from spwnet.errors import RunError, SettingsError, Stopped
 from spwnet.gallery import Gallery, make_gallery, write_gallery
-from spwnet.gathering import gather, training_indices
+from spwnet.gathering import gather, training_slices
 from spwnet.graph import build_graph
 from spwnet.images import check_same_channels, fingerprint, open_images
 from spwnet.prediction import describe, oversegment, predict
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from spwnet.blocks import Region
     from spwnet.graph import RegionGraph
     from spwnet.preparation import Normalisation, Prepared
 
@@ -194,11 +195,11 @@ def _train_volume(
     directory = None if run is None else Run(run)
     if directory is not None:
         outputs.check_folder(directory.folder, overwrite=overwrite, resume=resume)
-    source = SliceSource(volume)
-    chosen = training_indices(source, frames, settings)
-    raw = [source[index] for index in chosen]
+    chosen = training_slices(volume, frames, settings)
+    raw = [source[index] for _, source, index in chosen]
+    axes = [axis for axis, _, _ in chosen]
     normalisation = measure(raw, settings.images.model_copy(update={"scale": 1.0}))
-    cores = windows(grid, chosen, settings.images.max_pixels, settings.seed)
+    cores = windows(grid, [(axis, index) for axis, _, index in chosen], settings.images.max_pixels, settings.seed)
     dtype = convolution_type(settings.training.precision, target)
     info: dict[str, Any] = {
         "solid": True,
@@ -209,9 +210,9 @@ def _train_volume(
                 "name": image.name,
                 "sha256": fingerprint(image),
                 "shape": list(image.pixels.shape),
-                "working_shape": [part.stop - part.start for part in core[1:]],
+                "working_shape": [part.stop - part.start for part in _plane(core, axis)],
             }
-            for image, core in zip(raw, cores, strict=True)
+            for image, axis, core in zip(raw, axes, cores, strict=True)
         ],
         "device": str(target),
         "precision": str(dtype).removeprefix("torch."),
@@ -224,7 +225,7 @@ def _train_volume(
     start = time.monotonic()
     with stoppable() as should_stop:
         network, codebook = fit_volume(
-            volume, grid, cores, settings, normalisation, target,
+            volume, grid, list(zip(axes, cores, strict=True)), settings, normalisation, target,
             run=directory, resume=resume, on_progress=on_progress, should_stop=should_stop,
         )  # fmt: skip
         info["seconds"] = round(time.monotonic() - start, 1)
@@ -233,19 +234,27 @@ def _train_volume(
         info["classes"] = _classes_in_use(found, model)
         if directory is not None:
             directory.save_model(network, codebook)
-            seen = [image.pixels[rows, columns] for image, (_, rows, columns) in
-                    zip(raw, map(grid.stored, cores), strict=True)]  # fmt: skip
-            units = [to_unit(pixels, normalisation) for pixels in seen]
-            finest = [predict_part(model, volume, grid.stored(core), model.finest_labels())[0] for core in cores]
-            names = [image.name for image in raw]
-            pictures = [to_display(unit) for unit in units]
-            regions = [((rows.start, rows.stop), (columns.start, columns.stop)) for _, rows, columns in
-                       map(grid.stored, cores)]  # fmt: skip
-            write_gallery(directory.gallery, make_gallery(names, pictures, finest, seen, None, regions, model.n_finest))
+            stored = [_plane(grid.stored(core), axis) for axis, core in zip(axes, cores, strict=True)]
+            values = [image.pixels[plane] for image, plane in zip(raw, stored, strict=True)]
+            units = [to_unit(pixels, normalisation) for pixels in values]
+            finest = [
+                _first(predict_part(model, volume, grid.stored(core), model.finest_labels()), axis)
+                for axis, core in zip(axes, cores, strict=True)
+            ]
+            gallery = make_gallery(
+                [image.name for image in raw],
+                [to_display(unit) for unit in units],
+                finest,
+                values,
+                None,
+                [((rows.start, rows.stop), (columns.start, columns.stop)) for rows, columns in stored],
+                model.n_finest,
+            )
+            write_gallery(directory.gallery, gallery)
             picture = report.preview(
                 units[: report.MOST_ROWS],
                 None,
-                [labels[0] for labels in found][: report.MOST_ROWS],
+                [_first(labels, axis) for axis, labels in zip(axes, found, strict=True)][: report.MOST_ROWS],
                 palette(settings.most_classes),
             )
             steps = settings.training.epochs * settings.training.batches if settings.learns else 0
@@ -254,6 +263,18 @@ def _train_volume(
             if should_stop():
                 raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
     return model
+
+
+def _plane(region: Region, axis: int) -> tuple[slice, slice]:
+    """Rows and columns of a region in the slices across an axis."""
+    rows, columns = (part for along, part in enumerate(region) if along != axis)
+    return rows, columns
+
+
+def _first(labels: NDArray[np.int32], axis: int) -> NDArray[np.int32]:
+    """Return the first slice across an axis."""
+    found: NDArray[np.int32] = np.moveaxis(labels, axis, 0)[0]
+    return found
 
 
 def _gallery(

@@ -325,10 +325,26 @@ class VolumeSettings(_Section):
 
     mode: Literal["supervoxels", "slices"] = "supervoxels"
     """Supervoxels with evidence in all directions, or each slice on its own as an image."""
+    axis: Literal["z", "y", "x", "all"] = "z"
+    """Axis across which slices are trained on and the network looks; "all": each of the three, and the mean of them."""
     size: float = Field(12.0, ge=1, allow_inf_nan=False)
     """Working voxels in one supervoxel on average."""
     n_blocks: int = Field(1, ge=1, le=8)
     """Poolings of the network for volumes: each doubles what a block has to see around it, and more."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Positions in z, y, x of the axes that the network looks across."""
+        return (0, 1, 2) if self.axis == "all" else ("zyx".index(self.axis),)
+
+    @model_validator(mode="after")
+    def _slices_along_z(self) -> VolumeSettings:
+        if self.mode == "slices" and self.axis != "z":
+            raise ValueError(
+                f"expected `volumes.axis = 'z'` where each slice is labelled on its own, but got {self.axis!r}; name "
+                "the axes in another order by `--axes`, or use `volumes.mode = 'supervoxels'`"
+            )
+        return self
 
 
 class Settings(_Section):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from spwnet.images import ImageSource
     from spwnet.preparation import Normalisation, Prepared
     from spwnet.superpixels import Superpixels
+    from spwnet.volumes import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,27 @@ def training_indices(source: ImageSource, frames: Sequence[int] | str | None, se
             count, len(source), ", ".join(source.names[i] for i in chosen),
         )  # fmt: skip
     return chosen
+
+
+def training_slices(
+    volume: Volume, frames: Sequence[int] | str | None, settings: Settings
+) -> list[tuple[int, SliceSource, int]]:
+    """Slices of a volume to train on: the axis that each is across, the slices across it, and its position.
+
+    Across several axes, those named are taken of each, else so many are shared out among them.
+    """
+    axes = settings.volumes.axes
+    found = []
+    for number, axis in enumerate(axes):
+        source = SliceSource(volume, "zyx"[axis])
+        count = len(range(number, settings.training.images, len(axes)))
+        few = settings.training.model_copy(update={"images": count})
+        if frames is not None and frames != "auto":
+            found += [(axis, source, index) for index in frame_indices(source, frames)]
+        elif count:
+            some = training_indices(source, frames, settings.model_copy(update={"training": few}))
+            found += [(axis, source, index) for index in some]
+    return found
 
 
 def varied_indices(source: ImageSource, count: int, settings: Settings) -> list[int]:

@@ -35,31 +35,32 @@ if TYPE_CHECKING:
     from spwnet.volumes import Volume
 
 
-def windows(grid: Grid, slices: Sequence[int], most_pixels: int, seed: int) -> list[Region]:
+def windows(grid: Grid, slices: Sequence[tuple[int, int]], most_pixels: int, seed: int) -> list[Region]:
     """Return the parts of the slices that are trained on, one layer of cells thick, in working voxels.
 
     Parameters
     ----------
     grid : Grid
-    slices : sequence of int
-        Stored slices along z.
+    slices : sequence of (axis, number)
+        Stored slices across an axis, 0 for z, 1 for y, 2 for x.
     most_pixels : int
         A slice of more than one and a half times as many working voxels is seen in a window of so many, at random.
     seed : int
     """
     rng = np.random.default_rng(seed)
-    depth, *size = grid.working
-    share = math.sqrt(min(1.0, most_pixels / math.prod(size)))
-    sides = size if share**2 * 1.5 > 1 else [max(1, int(n * share)) for n in size]
     found: list[Region] = []
-    for z in slices:
-        start = z // grid.bins[0] // grid.cells[0] * grid.cells[0]
-        places = [
-            int(rng.integers(0, (n - side) // cell + 1)) * cell
-            for n, side, cell in zip(size, sides, grid.cells[1:], strict=True)
-        ]
-        rows, columns = (slice(place, place + side) for place, side in zip(places, sides, strict=True))
-        found.append((slice(start, min(start + grid.cells[0], depth)), rows, columns))
+    for axis, number in slices:
+        start = number // grid.bins[axis] // grid.cells[axis] * grid.cells[axis]
+        region = [slice(0, 0)] * 3
+        region[axis] = slice(start, min(start + grid.cells[axis], grid.working[axis]))
+        others = [along for along in range(3) if along != axis]
+        share = math.sqrt(min(1.0, most_pixels / math.prod(grid.working[along] for along in others)))
+        for along in others:
+            size, cell = grid.working[along], grid.cells[along]
+            side = size if share**2 * 1.5 > 1 else max(1, int(size * share))
+            place = int(rng.integers(0, (size - side) // cell + 1)) * cell
+            region[along] = slice(place, place + side)
+        found.append((region[0], region[1], region[2]))
     return found
 
 
@@ -70,20 +71,24 @@ def check_size(grid: Grid, settings: Settings) -> None:
     ------
     InputError
     """
-    cells = [-(-n // c) for n, c in zip(grid.working[1:], grid.cells[1:], strict=True)]
-    if settings.learns and max(cells) <= 2**settings.volumes.n_blocks:
-        raise InputError(
-            f"expected slices of more than {2**settings.volumes.n_blocks * settings.model.reduction} working voxels "
-            f"along one side at least, because the network reduces so many to one, but they have {grid.working[1]}×"
-            f"{grid.working[2]}; use a larger `images.scale`, or the preset 'instant'"
-        )
+    for axis in settings.volumes.axes:
+        others = [along for along in range(3) if along != axis]
+        sides = [grid.working[along] for along in others]
+        cells = [-(-side // grid.cells[along]) for side, along in zip(sides, others, strict=True)]
+        least = 2**settings.volumes.n_blocks
+        if settings.learns and max(cells) <= least:
+            raise InputError(
+                f"expected slices of more than {least * settings.model.reduction} working voxels "
+                f"along one side at least, because the network reduces so many to one, but those across "
+                f"{'zyx'[axis]} have {sides[0]}×{sides[1]}; use a larger `images.scale`, or the preset 'instant'"
+            )
 
 
 @deterministic()
 def fit_volume(
     volume: Volume,
     grid: Grid,
-    cores: Sequence[Region],
+    cores: Sequence[tuple[int, Region]],
     settings: Settings,
     normalisation: Normalisation,
     device: torch.device,
@@ -99,8 +104,8 @@ def fit_volume(
     ----------
     volume : Volume
     grid : Grid
-    cores : sequence of regions
-        From `windows`.
+    cores : sequence of (axis, region)
+        Slices across an axis, from `windows`.
     settings, normalisation, device
     run : Run or None
         Where checkpoints and losses go.
@@ -110,7 +115,7 @@ def fit_volume(
     """
     channels = volume.channels
     taught = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"evidence": "handmade"})})
-    parts = [see(volume, grid, core, settings, normalisation, learns=settings.learns) for core in cores]
+    parts = [see(volume, grid, core, settings, normalisation, learns=settings.learns) for _, core in cores]
     network = None
     if settings.learns:
         network = make_network(settings, channels, solid=True).to(device)
@@ -126,7 +131,10 @@ def fit_volume(
             )
             members = np.arange(codebook.finest)
             targets = [codebook.assign(one, members).classes for one in described]
-        batch = [_set_up(part, grid, settings, classes, device) for part, classes in zip(parts, targets, strict=True)]
+        batch = [
+            _set_up(part, axis, grid, settings, classes, device)
+            for (axis, _), part, classes in zip(cores, parts, targets, strict=True)
+        ]
         network.scale_evidence([image.pixels for image in batch])
         fit(network, batch, settings, run=run, resume=resume, on_progress=on_progress, should_stop=should_stop)
     with torch.inference_mode():
@@ -143,19 +151,20 @@ def _in_core(part: Part, descriptors: Descriptors) -> Descriptors:
 
 
 def _set_up(
-    part: Part, grid: Grid, settings: Settings, target: NDArray[np.integer[Any]] | None, device: torch.device
+    part: Part, axis: int, grid: Grid, settings: Settings, target: NDArray[np.integer[Any]] | None, device: torch.device
 ) -> TrainingImage:
     """Make the layer of cells of a part's core an image that the network is trained on."""
-    assert part.pixels is not None
-    z, y, x = within(part.core, part.around)
-    layer = z.start // grid.cells[0]
+    core = within(part.core, part.around)
+    layer = core[axis].start // grid.cells[axis]
+    others = [along for along in range(3) if along != axis]
     rows, columns = (
-        slice(side.start // cell, -(-side.stop // cell)) for side, cell in zip((y, x), grid.cells[1:], strict=True)
+        slice(core[along].start // grid.cells[along], -(-core[along].stop // grid.cells[along])) for along in others
     )
-    pixels = part.pixels[layer : layer + 1, :, part.inside[0], part.inside[1]][:, :, rows, columns].contiguous()
-    nodes = part.graph.labels.view(part.graph.shape)[z, y, x]
+    pixels = part.pixels[axis][layer : layer + 1, :, *part.plane(axis)][:, :, rows, columns].contiguous()
+    nodes = part.graph.labels.view(part.graph.shape)[core]
     # The section of the supervoxels at the first voxel of each cell.
-    labels = nodes[0, :: grid.cells[1], :: grid.cells[2]].numpy()
+    first, second = (grid.cells[along] for along in others)
+    labels = nodes.select(axis, 0)[::first, ::second].numpy()
     channels = len(part.colour)
     graph = build_graph(
         superpixels_from_labels(labels, labels.shape), pixels[0, :channels].movedim(0, -1).numpy(), device
@@ -164,7 +173,7 @@ def _set_up(
     if target is not None:
         classes = torch.from_numpy(target.astype(np.int64))[nodes]
         one_hot = functional.one_hot(classes, settings.model.classes).movedim(-1, 0).float()
-        shares = averaged(one_hot[None], grid.cells)[0, :, 0].contiguous().to(device)
+        shares = averaged(one_hot[None], grid.cells)[0].select(1 + axis, 0).contiguous().to(device)
     height, width = pixels.shape[2:]
     return TrainingImage(
         pixels=pixels.to(device),

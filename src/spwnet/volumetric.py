@@ -108,8 +108,8 @@ class Halo:
     align: tuple[int, ...]
 
 
-def halo_of(grid: Grid, n_blocks: int | None) -> Halo:
-    """Work out the halo; `n_blocks` are the network's poolings, None without a network."""
+def halo_of(grid: Grid, n_blocks: int | None, axes: Sequence[int] = (0,)) -> Halo:
+    """Work out the halo; `n_blocks` are the poolings of the network that looks across `axes`, None without one."""
     # A supervoxel lies within one distance of its seed, and learns from neighbours one distance on in each step.
     nodes = [n + 1 for n in grid.seeds_to_voxels(2 * STEPS + 2)]
     blur = [reach(SMOOTH / ratio) + 1 for ratio in grid.scale]
@@ -117,9 +117,10 @@ def halo_of(grid: Grid, n_blocks: int | None) -> Halo:
     evidence = solid_reach(grid.cells, grid.scale)
     align = list(grid.cells)
     if n_blocks is not None:
-        for axis in (1, 2):
-            evidence[axis] += network_reach(n_blocks) * grid.cells[axis]
-            align[axis] *= 2**n_blocks
+        for axis in range(3):
+            if any(across != axis for across in axes):
+                evidence[axis] += network_reach(n_blocks) * grid.cells[axis]
+                align[axis] *= 2**n_blocks
     return Halo(tuple(nodes), tuple(seeds), tuple(evidence), tuple(align))
 
 
@@ -139,10 +140,10 @@ class Part:
         Channels in 0…100, or CIELAB.
     filters : (E, *cells) float32 tensor
         Evidence on the cells of `around`.
-    pixels : (d, C + E, h, w) float32 tensor
-        What the network takes of each layer of cells of `around`, further within the layer than `around`.
-    inside : slices
-        Rows and columns of `pixels` that are in `around`.
+    pixels : dict of {axis: (d, C + E, h, w) float32 tensor}
+        What the network takes of each layer of cells of `around` across an axis; within the layer it is wider.
+    inside : three slices
+        Cells along each axis, of those that reach beyond `around`, that are in it.
     """
 
     core: Region
@@ -150,8 +151,13 @@ class Part:
     graph: RegionGraph
     colour: Tensor
     filters: Tensor
-    pixels: Tensor | None
-    inside: tuple[slice, slice]
+    pixels: dict[int, Tensor]
+    inside: Region
+
+    def plane(self, axis: int) -> tuple[slice, slice]:
+        """Rows and columns of `pixels` across an axis that are in `around`."""
+        rows, columns = (part for along, part in enumerate(self.inside) if along != axis)
+        return rows, columns
 
 
 def see(
@@ -176,7 +182,7 @@ def see(
     learns : bool
         Whether a network takes it in.
     """
-    halo = halo_of(grid, settings.volumes.n_blocks if learns else None)
+    halo = halo_of(grid, settings.volumes.n_blocks if learns else None, settings.volumes.axes)
     around = widened(core, halo.nodes, grid.working, grid.cells)
     seeded = widened(around, halo.seeds, grid.working)
     farthest = [max(pair) for pair in zip(halo.evidence, halo.seeds, strict=True)]
@@ -198,17 +204,18 @@ def see(
     own = labels[within(around, seeded)].numpy()
     graph = lattice_graph(own, [len(seeds.present) for seeds in axes], unit[(slice(None), *here)])
     filters = solid(colour, smooth, grid.cells, grid.scale)
-    in_cells = tuple(
-        slice(part.start // side, -(-part.stop // side)) for part, side in zip(here, grid.cells, strict=True)
-    )
-    pixels = None
+    z, y, x = (slice(part.start // side, -(-part.stop // side)) for part, side in zip(here, grid.cells, strict=True))
+    in_cells = z, y, x
+    pixels = {}
     if learns:
         means = averaged(unit[None], grid.cells)[0]
         if normalisation.standardise:
             mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (normalisation.mean, normalisation.std))
             means = (means - mean) / std
-        layers = torch.cat([means, filters] if settings.model.evidence else [means])[:, in_cells[0]]
-        pixels = layers.movedim(1, 0).contiguous()
+        cells = torch.cat([means, filters] if settings.model.evidence else [means])
+        for axis in settings.volumes.axes:
+            layers = cells.movedim(1 + axis, 0)[in_cells[axis]]
+            pixels[axis] = layers.contiguous()
     return Part(
         core=core,
         around=around,
@@ -216,7 +223,7 @@ def see(
         colour=colour[(slice(None), *here)].contiguous(),
         filters=filters[(slice(None), *in_cells)].contiguous(),
         pixels=pixels,
-        inside=(in_cells[1], in_cells[2]),
+        inside=in_cells,
     )
 
 
@@ -296,15 +303,18 @@ def describe_part(
 
 
 def _classified(network: WNet, part: Part, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Probability of each class on the cells of `around`, (K, *cells), layer by layer."""
-    assert part.pixels is not None
-    found = []
-    batch = max(1, BATCH_CELLS // math.prod(part.pixels.shape[2:]))
-    for some in torch.split(part.pixels, batch):
-        pixels = some.to(device, memory_format=memory_format(2))
-        with arithmetic(device, dtype):
-            found.append(network.classify(pixels)[(slice(None), slice(None), *part.inside)].cpu())
-    return torch.cat(found).movedim(0, 1).contiguous()
+    """Probability of each class on the cells of `around`, (K, *cells), layer by layer; of several axes the mean."""
+    total: Tensor | None = None
+    for axis, pixels in part.pixels.items():
+        found = []
+        for some in torch.split(pixels, max(1, BATCH_CELLS // math.prod(pixels.shape[2:]))):
+            batch = some.to(device, memory_format=memory_format(2))
+            with arithmetic(device, dtype):
+                found.append(network.classify(batch)[(slice(None), slice(None), *part.plane(axis))].cpu())
+        layers = torch.cat(found).movedim(0, 1 + axis)
+        total = layers if total is None else total + layers
+    assert total is not None
+    return (total / len(part.pixels)).contiguous()
 
 
 @deterministic()
