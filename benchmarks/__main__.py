@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import bimodal, cheetah, kills, published, regions, speed, video, volumes
+from benchmarks import bimodal, cheetah, fuzz, kills, published, regions, speed, video, volumes
 
 BENCHMARKS = {
     "regions": regions.main,
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "bimodal": bimodal.main,
     "volumes": volumes.main,
     "kills": kills.main,
+    "fuzz": fuzz.main,
 }
 
 

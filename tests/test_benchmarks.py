@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import time
 from fractions import Fraction
@@ -20,6 +22,7 @@ from benchmarks import (
     baselines,
     bimodal,
     data,
+    fuzz,
     kills,
     ours,
     published,
@@ -465,3 +468,53 @@ def test_a_phantom_repeats_itself_but_for_noise(tmp_path):
     period = volumes.TILE
     assert np.abs(found[:16] - found[period : period + 16]).max() < 3000
     assert np.abs(found[:16] - found[16:32]).max() > 3000
+
+
+def test_readers_are_fed_damaged_files(monkeypatch, capsys):
+    monkeypatch.setenv("SPWNET_INPUTS", "25")
+    monkeypatch.setenv("SPWNET_READERS", "settings")
+    fuzz.main()
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    read, refused = int(row[3]), int(row[4])
+    assert (row[1].strip(), read + refused) == ("settings", 25)
+    assert refused > 5
+
+
+MISBEHAVED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from benchmarks import fuzz
+
+def make(folder):
+    (folder.parent / "fed").write_text("0")
+    fuzz.make_settings_files(folder)
+
+def read(folder, rng):
+    if rng is not None:
+        fed = int((folder.parent / "fed").read_text())
+        (folder.parent / "fed").write_text(str(fed + 1))
+        if fed == 1:
+            os.abort()
+        if fed == 3:
+            raise KeyError("odd")
+        if fed == 5:
+            np.ones(2**26)
+
+fuzz.TARGETS["bad"] = (make, read)
+fuzz.MEMORY = 2**29
+fuzz.work("bad", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def test_what_a_reader_must_not_do_is_noticed(tmp_path):
+    """A crash, a traceback and much memory."""
+    ended = [
+        subprocess.run([sys.executable, "-c", MISBEHAVED, first, "8", str(tmp_path)], capture_output=True, check=False)
+        for first in ("0", "2", "6")
+    ]
+    assert [process.returncode for process in ended] == [-signal.SIGABRT, 3, 0]
+    records = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()]
+    assert [(one["kind"], one["input"]) for one in records if one["kind"] in ("traceback", "memory")] == [
+        ("traceback", 3), ("memory", 5),
+    ]  # fmt: skip

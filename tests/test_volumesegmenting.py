@@ -353,6 +353,7 @@ def test_names_and_colours_go_with_the_labels(solid_model, volume, tmp_path):
     described = label["attributes"]["ome"]["image-label"]
     assert described["properties"] == [{"label-value": 0, "name": "around"}, {"label-value": 2, "name": "grains"}]
     assert described["colors"][2]["rgba"] == [16, 32, 48, 255]
+    assert described["colors"][0]["rgba"][3] == 0
     assert json.loads((tmp_path / "segmentation.json").read_text())["tree"] is None
 
 

@@ -508,7 +508,12 @@ def _open(path: Path) -> InputContainer:
         # Without "file:", what stands before a colon in a name is taken for a protocol.
         return av.open(f"file:{path.absolute()}", "r", container_options=_OPTIONS)
     except av.FFmpegError as error:
-        if isinstance(error, OSError | MemoryError):
+        if isinstance(error, MemoryError):
+            raise InputError(
+                "expected a video whose header fits into memory, but it asks for more than there is: it is damaged, "
+                f"most likely; {_COPY}"
+            ) from error
+        if isinstance(error, OSError):
             raise
         if _lacks_moov(path):
             raise InputError(
