@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench quality clean
+.PHONY: demo test check format bench quality torture clean
 
 demo: $(READY)
 	$(BIN)/spwnet demo --out spwnet-demo --overwrite
@@ -33,6 +33,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+torture: $(READY)
+	$(BIN)/python -m benchmarks torture fuzz
 
 clean:
 	rm -rf $(VENV) spwnet-demo quality-results dist

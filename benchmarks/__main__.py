@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import bimodal, cheetah, fuzz, kills, published, regions, speed, video, volumes
+from benchmarks import bimodal, cheetah, fuzz, published, regions, speed, torture, video, volumes
 
 BENCHMARKS = {
     "regions": regions.main,
@@ -15,7 +15,7 @@ BENCHMARKS = {
     "video": video.main,
     "bimodal": bimodal.main,
     "volumes": volumes.main,
-    "kills": kills.main,
+    "torture": torture.main,
     "fuzz": fuzz.main,
 }
 

@@ -23,7 +23,6 @@ from benchmarks import (
     bimodal,
     data,
     fuzz,
-    kills,
     ours,
     published,
     quality,
@@ -31,6 +30,7 @@ from benchmarks import (
     regions,
     scores,
     speed,
+    torture,
     video,
     volumes,
 )
@@ -411,35 +411,6 @@ def test_flicker_of_steady_labels_is_no_more(root, capsys, tiny):
     assert "skipped: no folder 'video/garden'" in out
 
 
-STUBBORN = """
-import sys, time
-from pathlib import Path
-folder = Path(sys.argv[sys.argv.index("--run" if "--run" in sys.argv else "--out") + 1])
-time.sleep(0.3)
-folder.mkdir(exist_ok=True)
-for name in ("weights.safetensors", "codebook.safetensors", "labels.mp4", "overlay.mp4"):
-    (folder / name).write_text(name + str("--resume" in sys.argv and name == "overlay.mp4"))
-"""
-
-
-def test_files_of_killed_runs_are_compared(monkeypatch, capsys):
-    pytest.importorskip("av")
-    monkeypatch.setattr(kills, "COMMAND", STUBBORN)
-    kills.main(2, 3)
-    training, segmenting = tabled(capsys.readouterr().out)[2:]
-    killed = int(training[3])
-    assert training[2:] == [
-        "yes",
-        str(killed),
-        training[4],
-        ", ".join(f"{n} {killed} of {killed}" for n in kills.TRAINED),
-    ]
-    assert f"overlay.mp4 0 of {segmenting[3]}" in segmenting[5]
-    monkeypatch.setattr(kills, "COMMAND", "import sys; sys.exit('broken')")
-    with pytest.raises(SystemExit, match="broken"):
-        kills.finish(["train"])
-
-
 def test_benchmarks_say_what_they_skip(monkeypatch, capsys):
     monkeypatch.delenv("SPWNET_DATA", raising=False)
     for name in ("step", "video", "cheetah", "published"):
@@ -518,3 +489,42 @@ def test_what_a_reader_must_not_do_is_noticed(tmp_path):
     assert [(one["kind"], one["input"]) for one in records if one["kind"] in ("traceback", "memory")] == [
         ("traceback", 3), ("memory", 5),
     ]  # fmt: skip
+
+
+STUBBORN = """
+import sys, time
+from pathlib import Path
+kind, number = sys.argv[1].split(":")
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+(out / "labels").mkdir(parents=True, exist_ok=True)
+if kind == "kill":
+    time.sleep(5)
+if kind != "none":
+    (out / "labels" / "a.png").write_text("a")
+    sys.exit({1: 0, 2: 2}.get(int(number) % 3, 1))
+whole = "--resume" in sys.argv and (out / "labels" / "a.png").exists()
+(out / "labels" / "a.png").write_text(50 * ("b" if whole else "a"))
+"""
+
+
+def test_works_that_come_out_differently_are_counted(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torture, "START", STUBBORN)
+    work = torture.Work(("segment",), "--out", lambda out: torture.contents(out / "labels", "a.png"), "labels/*.png")
+    bad = torture.torment("images", work, tmp_path, 10, np.random.default_rng(0))
+    row = [cell.strip() for cell in capsys.readouterr().out.split("|")[1:-1]]
+    killed, full, failing = map(int, row[2:5])
+    assert (killed, full, failing) == (4, 2, 4)
+    # Killed ones had written nothing, the others come out as "b" and change a file that was there.
+    assert row[6] == "4 of 10"
+    assert row[7] == "6"
+    assert bad == 6 + 6 + int(row[8])
+    monkeypatch.setattr(torture, "START", "import sys; sys.exit('broken')")
+    with pytest.raises(SystemExit, match="broken"):
+        torture.finish(["none:0", "train"])
+
+
+@pytest.mark.parametrize(("fault", "status"), [("none:0", 0), ("failing:1", 1), ("failing:3", 1), ("full:10", 1)])
+def test_writes_fail_as_a_full_disk_does(tmp_path, fault, status):
+    arguments = [fault, "train", str(tmp_path / "a.npy"), "--run", str(tmp_path / "run"), "--preset", "instant"]
+    np.save(tmp_path / "a.npy", scene(3, rgb=False))
+    assert torture.disturb(arguments, None) == status
