@@ -438,11 +438,15 @@ def test_the_watchers_of_a_command(monkeypatch, tmp_path):
     with watchers(view=True, browser=False, name="bones", on_address=told.append) as [page]:
         assert told == [page.url]
         assert get(page, "state")["name"] == "bones"
+        page.show(shot_of())
         page._asked = -math.inf
     assert opened == []
     with pytest.raises(OSError, match="refused"):
         get(page, "state")
-    with watchers(view=True):
+    with watchers(view=True) as [page]:
+        assert opened == []
+        page.show(shot_of())
+        page.show(shot_of())
         assert len(opened) == 1
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     with watchers(view=True, tensorboard=tmp_path, browser=False) as made:

@@ -194,6 +194,8 @@ class LivePage(_Display):
         What the page calls the training.
     port : int
         A free one if 0.
+    browser : bool
+        Whether to open the page in the user's browser, if there is a display, once there is something to see.
 
     Raises
     ------
@@ -207,8 +209,9 @@ class LivePage(_Display):
     ...     spwnet.train("bones", "run", watch=[page])
     """
 
-    def __init__(self, name: str = "training", *, port: int = 0) -> None:
+    def __init__(self, name: str = "training", *, port: int = 0, browser: bool = False) -> None:
         super().__init__(name)
+        self._browser = browser
         self._news = threading.Condition()
         self._drawing = threading.Lock()
         self._keep = threading.Event()
@@ -236,10 +239,6 @@ class LivePage(_Display):
         """Whether the button was pressed."""
         return self._keep.is_set()
 
-    def browse(self) -> bool:
-        """Open the page in a browser, if there is a display; return whether there was one."""
-        return self._server.browse()
-
     def update(self, progress: Progress) -> None:
         """Take notice of a step."""
         with self._news:
@@ -251,6 +250,9 @@ class LivePage(_Display):
         with self._news:
             self._snapshot = snapshot
             self._version += 1
+        if self._browser:
+            self._browser = False
+            self._server.browse()
 
     def finish(self, ending: Ending, message: str = "") -> None:
         """Take notice of the end."""
@@ -429,7 +431,7 @@ def watchers(
     name : str
         What the page calls the training.
     browser : bool
-        Whether to open the page in the user's browser, if there is a display.
+        Whether the page opens in the user's browser, as of `LivePage`.
     on_address : callable
         Called with the address of the page.
 
@@ -443,11 +445,9 @@ def watchers(
         if tensorboard is not None:
             made.append(TensorBoardView(tensorboard))
         if view:
-            page = LivePage(name)
+            page = LivePage(name, browser=browser)
             made.append(page)
             on_address(page.url)
-            if browser:
-                page.browse()
         yield made
     finally:
         for watcher in made:
