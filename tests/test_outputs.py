@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import sys
+from base64 import b64decode
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -344,3 +346,17 @@ class TestCheckedLabels:
     def test_types_that_hold_no_labels(self):
         with pytest.raises(OutputError, match="one of uint8, uint16, uint32, but got int32"):
             outputs.stored_dtype("int32")
+
+
+def test_a_picture_as_an_address_holds_it_in_a_size_to_show():
+    small = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    kind, data = outputs.data_uri(small, 800).split(",")
+    assert kind == "data:image/png;base64"
+    np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(b64decode(data)))), small)
+    large = np.repeat(np.repeat(small, 40, 0), 40, 1)
+    kind, data = outputs.data_uri(large, 800).split(",")
+    assert kind == "data:image/jpeg;base64"
+    shown = np.asarray(Image.open(BytesIO(b64decode(data))))
+    assert shown.shape == (600, 800, 3)
+    assert np.abs(shown[10::20, 10::20].astype(int) - small).mean() < 8
+    assert outputs.data_uri(np.zeros((1, 5000, 3), np.uint8), 800).startswith("data:image/png")

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from spwnet.classes import palette
 from spwnet.config import make_settings
 from spwnet.descriptors import network_input
 from spwnet.filters import interpolated
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
-from spwnet.report import preview, reconstruct
+from spwnet.report import preview, reconstruct, snapshot
 from spwnet.runs import TrainedModel, make_network
 from tests.conftest import TINY, picture
 
@@ -38,9 +37,25 @@ def test_reconstruction_is_in_the_range_of_the_image(normalise):
 def test_preview_has_a_row_for_each_image_and_a_column_for_what_there_is():
     unit = picture(0).astype(np.float32) / 255
     labels = np.arange(40 * 52).reshape(40, 52) % 3
-    one = preview([unit], [unit], [labels], palette(3))
-    many = preview([unit] * 4, [unit] * 4, [labels] * 4, palette(3))
-    untrained = preview([unit], None, [labels], palette(3))
+    names = [f"p{k}" for k in range(6)]
+    one = preview(snapshot(1, names, [unit], [unit], [labels], n_classes=3))
+    many = preview(snapshot(1, names, [unit] * 6, [unit] * 6, [labels] * 6, n_classes=3))
+    untrained = preview(snapshot(1, names, [unit], None, [labels], n_classes=3))
+    inputs = preview(snapshot(1, names, [unit]))
     assert one.shape[1] == many.shape[1] > 3 * 52
-    assert 3 * 52 > untrained.shape[1] > 2 * 52
+    assert 3 * 52 > untrained.shape[1] > 2 * 52 > inputs.shape[1]
     assert 40 * 5 + 100 > many.shape[0] > 40 * 4
+
+
+def test_a_snapshot_counts_each_class_and_draws_it_in_its_colour():
+    unit = np.zeros((4, 6, 1), np.float32)
+    labels = [np.repeat([[0, 0, 0, 0, 0, 2]], 4, 0), np.full((4, 6), 2)]
+    shot = snapshot(7, ["a", "b"], [unit, unit], None, labels, n_classes=5, provisional=True)
+    assert (shot.step, shot.provisional) == (7, True)
+    assert [(row.name, row.sizes) for row in shot.rows] == [("a", {0: 20, 2: 4}), ("b", {2: 24})]
+    assert list(shot.shares) == [2, 0]
+    assert shot.shares[2] == pytest.approx(28 / 48)
+    assert shot.colours == {0: "#0072b2", 2: "#cc79a7"}
+    assert shot.rows[0].input.tolist() == np.zeros((4, 6, 3)).tolist()
+    assert (shot.rows[1].labels == shot.rows[1].labels[0, 0]).all()
+    assert snapshot(0, ["a"], [unit]).shares == {}

@@ -154,6 +154,30 @@ def test_previews_come_during_training_and_change_nothing(monkeypatch):
     assert states_equal(plain, previewed)
 
 
+def test_to_stop_and_keep_makes_a_step_the_last(tmp_path):
+    constant = {"learning_rate": 1e-2, "precision": "float32", "batches": 1, "schedule": "constant"}
+    long, short = (settings_with(training={**constant, "epochs": epochs}) for epochs in (5, 3))
+    batch = batch_of(long)
+    run, seen, previews = Run(tmp_path / "run"), [], []
+    run.create()
+    kept = fit(make_network(long, 3), batch, long, run=run, on_progress=seen.append, on_preview=previews.append,
+               should_keep=lambda: seen[-1].done == 3, should_stop=lambda: seen[-1].done == 3)  # fmt: skip
+    assert [progress.done for progress in seen] == [1, 2, 3]
+    assert not kept.training
+    assert states_equal(kept, fit(make_network(short, 3), batch, short))
+    whole = Run(tmp_path / "short")
+    whole.create()
+    fit(make_network(short, 3), batch, short, run=whole)
+    assert run.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+    assert run.history.read_bytes() == whole.history.read_bytes()
+
+
+def test_the_last_step_is_not_asked_whether_it_is_the_last():
+    settings, asked = settings_with(), []
+    fit(make_network(settings, 3), batch_of(settings), settings, should_keep=lambda: bool(asked.append(1)))
+    assert len(asked) == 3
+
+
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     settings = settings_with()
     run = Run(tmp_path / "run")

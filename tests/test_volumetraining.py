@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import spwnet
-from spwnet import api, open_volume, segment_volume, volumetraining
+from spwnet import api, open_volume, segment_volume, training, volumetraining
 from spwnet.blocks import within
 from spwnet.config import make_settings
 from spwnet.descriptors import kinds
@@ -86,6 +86,51 @@ def test_a_run_is_read_back_as_it_was(volume, tmp_path, preset):
     [preview] = (tmp_path / "run" / "previews").iterdir()
     assert preview.name == ("step_000000.png" if preset == "instant" else "step_000002.png")
     assert np.asarray(Image.open(preview)).std() > 20
+
+
+def test_those_who_watch_see_slices_and_may_stop_and_keep(volume, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr(training, "PREVIEW_SHARE", 1e9)
+    settings = settings_with(training={**SOLID["training"], "epochs": 3})
+
+    class Onlooker(spwnet.Watcher):
+        keep = False
+
+        def __init__(self):
+            self.shots, self.steps, self.ending = [], [], None
+
+        def update(self, progress):
+            self.steps.append(progress.done)
+            assert progress.values["total"] > 0
+            self.keep = progress.done == 3
+
+        def show(self, snapshot):
+            self.shots.append(snapshot)
+
+        def finish(self, ending, message=""):
+            self.ending = ending
+
+    seen = Onlooker()
+    model = spwnet.train(volume, tmp_path / "run", settings=settings, watch=[seen])
+    assert seen.ending == "finished"
+    assert seen.steps == [1, 2, 3]
+    assert [shot.step for shot in seen.shots] == [0, 1, 2, 3]
+    assert [shot.provisional for shot in seen.shots] == [False, True, True, False]
+    first, between, _, last = seen.shots
+    assert [row.name for row in first.rows] == [image["name"] for image in model.info["images"]]
+    assert [row.input.shape for row in first.rows] == [(30, 34, 3)] * 2
+    assert first.rows[0].labels is first.rows[0].reconstruction is None
+    # cells of 2×2 voxels, as the network sees them
+    assert between.rows[1].reconstruction.shape == between.rows[1].labels.shape == (15, 17, 3)
+    assert sum(between.rows[1].sizes.values()) == 15 * 17
+    halved = last.rows[1].input.reshape(15, 2, 17, 2, 3).mean((1, 3))
+    assert np.corrcoef(halved.ravel(), between.rows[1].input.ravel())[0, 1] > 0.8
+    assert sum(last.rows[1].sizes.values()) == 30 * 34
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (info["finished"], info["kept_at"]) == (True, 3)
+    names = sorted(path.name for path in (tmp_path / "run" / "previews").iterdir())
+    assert names == ["step_000001.png", "step_000002.png", "step_000003.png"]
+    assert segment_volume(spwnet.load(tmp_path / "run"), volume).labels.shape == volume.shape
 
 
 def test_weights_of_a_volume_are_not_those_of_images(volume, tmp_path):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spwnet.tuning import Trial, tune
     from spwnet.volumes import Volume, join_channels, open_volume
     from spwnet.volumesegmenting import VolumeSegmentation, segment_volume
+    from spwnet.watching import LivePage, NotebookView, TensorBoardView, Watcher
 
 _HOME = {
     "train": "spwnet.api",
@@ -62,21 +63,29 @@ _HOME = {
     "join_channels": "spwnet.volumes",
     "open_volume": "spwnet.volumes",
     "segment_volume": "spwnet.volumesegmenting",
+    "LivePage": "spwnet.watching",
+    "NotebookView": "spwnet.watching",
+    "TensorBoardView": "spwnet.watching",
+    "Watcher": "spwnet.watching",
 }
 
 __all__ = [
     "PRESETS",
     "ExportReport",
+    "LivePage",
+    "NotebookView",
     "Progress",
     "RegionHierarchy",
     "Segmentation",
     "Settings",
     "SpwnetError",
     "Stopped",
+    "TensorBoardView",
     "TrainedModel",
     "Trial",
     "Volume",
     "VolumeSegmentation",
+    "Watcher",
     "demo",
     "evaluate",
     "export",

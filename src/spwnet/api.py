@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from spwnet import outputs, report
-from spwnet.classes import areas, palette
+from spwnet.classes import areas
 from spwnet.codebook import fit_codebook
 from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
 from spwnet.descriptors import network_input
@@ -30,6 +30,7 @@ from spwnet.volumes import SliceSource, Volume
 from spwnet.volumesegmenting import VolumeSegmentation, check_options, segment_volume
 from spwnet.volumetraining import check_size, fit_volume, windows
 from spwnet.volumetric import grid_of, predict_part
+from spwnet.watching import Audience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from spwnet.blocks import Region
     from spwnet.graph import RegionGraph
     from spwnet.preparation import Normalisation, Prepared
+    from spwnet.volumetraining import Seen
+    from spwnet.watching import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    watch: Sequence[Watcher] = (),
 ) -> TrainedModel:
     """Train a network on one or a few images, or slices of a volume, without labels.
 
@@ -81,6 +85,9 @@ def train(
         Replace what is in `run`, or go on with it.
     on_progress : callable
         Called with a `Progress` after each step.
+    watch : sequence of Watcher
+        Who looks on: a `LivePage`, a `NotebookView`, a `TensorBoardView`. One may ask to stop here and keep what there
+        is: the run is then finished, and "kept_at" in its ``run.json`` is the step.
 
     Returns
     -------
@@ -101,8 +108,9 @@ def train(
                     "expected no `superpixels` for a volume, whose supervoxels are made; leave them out"
                 )
             return _train_volume(
-                images, run, settings, frames, device, overwrite=overwrite, resume=resume, on_progress=on_progress
-            )
+                images, run, settings, frames, device,
+                overwrite=overwrite, resume=resume, on_progress=on_progress, watch=watch,
+            )  # fmt: skip
         images = SliceSource(images)
     target = pick_device(device)
     directory = None if run is None else Run(run)
@@ -121,7 +129,9 @@ def train(
         for prepared, regions in data.pairs
     ]
     start = time.monotonic()
-    with stoppable() as should_stop:
+    with stoppable() as should_stop, Audience(watch) as audience:
+        inputs = [prepared for prepared, _ in pairs]
+        audience.show(report.snapshot(0, [image.name for image in inputs], [image.unit for image in inputs]))
         network = None
         if settings.learns:
             network = make_network(settings, data.info["channels"]).to(target)
@@ -140,8 +150,7 @@ def train(
             untaught = TrainedModel(network, settings, data.normalisation, data.info, None, target)
 
             def on_preview(done: int) -> None:
-                if directory is not None:
-                    _write_preview(directory, done, untaught, pairs)
+                _show(directory, audience, _snapshot(done, untaught, pairs))
 
             fit(
                 network,
@@ -149,9 +158,10 @@ def train(
                 settings,
                 run=directory,
                 resume=resume,
-                on_progress=on_progress,
-                on_preview=on_preview if directory is not None else None,
+                on_progress=audience.through(on_progress),
+                on_preview=on_preview if directory is not None or audience else None,
                 should_stop=should_stop,
+                should_keep=audience.keep,
             )
         codebook = None
         if settings.labels.mode == "codebook":
@@ -165,12 +175,14 @@ def train(
         if network is not None:
             data.info["network_classes"] = _network_classes(model, pairs)
         data.info["score"] = round(_score(model, pairs), 4)
+        data.info |= _kept(audience)
         if directory is not None:
             directory.save_model(network, codebook)
             finest = [predict(model, *pair, model.finest_labels())[0] for pair in pairs]
             write_gallery(directory.gallery, _gallery(model, [prepared for prepared, _ in pairs], finest, doubts))
-            steps = settings.training.epochs * settings.training.batches
-            _write_preview(directory, steps if settings.learns else 0, model, pairs)
+        if directory is not None or audience:
+            _show(directory, audience, _snapshot(_steps(settings, audience), model, pairs))
+        if directory is not None:
             directory.write({"finished": True, **data.info}, settings, data.normalisation)
             if should_stop():
                 raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
@@ -187,6 +199,7 @@ def _train_volume(
     overwrite: bool,
     resume: bool,
     on_progress: Callable[[Progress], None],
+    watch: Sequence[Watcher],
 ) -> TrainedModel:
     """Train on slices of a volume along z, with the supervoxels around them."""
     grid = grid_of(volume, settings)
@@ -222,27 +235,38 @@ def _train_volume(
         resume = resume and directory.description.exists()
         if _begin(directory, settings, info, normalisation, overwrite=overwrite, resume=resume):
             return load(directory.folder, device=device)
+    names = [image.name for image in raw]
+    stored = [_plane(grid.stored(core), axis) for axis, core in zip(axes, cores, strict=True)]
+    values = [image.pixels[plane] for image, plane in zip(raw, stored, strict=True)]
+    units = [to_unit(pixels, normalisation) for pixels in values]
     start = time.monotonic()
-    with stoppable() as should_stop:
+    with stoppable() as should_stop, Audience(watch) as audience:
+        audience.show(report.snapshot(0, names, units))
+
+        def on_preview(done: int, seen: Sequence[Seen]) -> None:
+            pictures = zip(*seen, strict=True)
+            shot = report.snapshot(done, names, *pictures, n_classes=settings.model.classes, provisional=True)
+            _show(directory, audience, shot)
+
         network, codebook = fit_volume(
             volume, grid, list(zip(axes, cores, strict=True)), settings, normalisation, target,
-            run=directory, resume=resume, on_progress=on_progress, should_stop=should_stop,
+            run=directory, resume=resume, on_progress=audience.through(on_progress),
+            on_preview=on_preview if directory is not None or audience else None,
+            should_stop=should_stop, should_keep=audience.keep,
         )  # fmt: skip
         info["seconds"] = round(time.monotonic() - start, 1)
         model = TrainedModel(network, settings, normalisation, info, codebook, target)
         found = [predict_part(model, volume, grid.stored(core), settings.labels) for core in cores]
         info["classes"] = _classes_in_use(found, model)
+        info |= _kept(audience)
         if directory is not None:
             directory.save_model(network, codebook)
-            stored = [_plane(grid.stored(core), axis) for axis, core in zip(axes, cores, strict=True)]
-            values = [image.pixels[plane] for image, plane in zip(raw, stored, strict=True)]
-            units = [to_unit(pixels, normalisation) for pixels in values]
             finest = [
                 _first(predict_part(model, volume, grid.stored(core), model.finest_labels()), axis)
                 for axis, core in zip(axes, cores, strict=True)
             ]
             gallery = make_gallery(
-                [image.name for image in raw],
+                names,
                 [to_display(unit) for unit in units],
                 finest,
                 values,
@@ -251,14 +275,11 @@ def _train_volume(
                 model.n_finest,
             )
             write_gallery(directory.gallery, gallery)
-            picture = report.preview(
-                units[: report.MOST_ROWS],
-                None,
-                [_first(labels, axis) for axis, labels in zip(axes, found, strict=True)][: report.MOST_ROWS],
-                palette(settings.most_classes),
-            )
-            steps = settings.training.epochs * settings.training.batches if settings.learns else 0
-            outputs.write_picture(directory.preview(steps), picture)
+        if directory is not None or audience:
+            layers = [_first(labels, axis) for axis, labels in zip(axes, found, strict=True)]
+            steps = _steps(settings, audience)
+            _show(directory, audience, report.snapshot(steps, names, units, None, layers, n_classes=model.n_classes()))
+        if directory is not None:
             directory.write({"finished": True, **info}, settings, normalisation)
             if should_stop():
                 raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
@@ -329,18 +350,36 @@ def _targets(
     return [codebook.assign(described, members).classes for described in descriptors]
 
 
-def _write_preview(
-    directory: Run, done: int, model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]
-) -> None:
-    """Write input, reconstruction, if there is one, and labels of the first few training images."""
+def _snapshot(done: int, model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> report.Snapshot:
+    """Draw input, reconstruction, if there is one, and labels of the first few training images."""
     few = pairs[: report.MOST_ROWS]
-    picture = report.preview(
+    return report.snapshot(
+        done,
+        [prepared.name for prepared, _ in few],
         [prepared.unit for prepared, _ in few],
         None if model.network is None else [report.reconstruct(model, prepared) for prepared, _ in few],
         [predict(model, *pair, model.settings.labels)[0] for pair in few],
-        palette(max(model.settings.most_classes, model.settings.model.classes)),
+        n_classes=model.n_classes(),
+        provisional=model.codebook is None and model.settings.labels.mode == "codebook",
     )
-    outputs.write_picture(directory.preview(done), picture)
+
+
+def _show(directory: Run | None, audience: Audience, shot: report.Snapshot) -> None:
+    """Write the pictures to the run directory, and show them to those who look on."""
+    if directory is not None:
+        outputs.write_picture(directory.preview(shot.step), report.preview(shot))
+    audience.show(shot)
+
+
+def _kept(audience: Audience) -> dict[str, int]:
+    return {} if audience.kept_at is None else {"kept_at": audience.kept_at}
+
+
+def _steps(settings: Settings, audience: Audience) -> int:
+    """Count the steps that training took."""
+    if audience.kept_at is not None:
+        return audience.kept_at
+    return settings.training.epochs * settings.training.batches if settings.learns else 0
 
 
 def _network_classes(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> int:
@@ -389,6 +428,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    watch: Sequence[Watcher] = (),
     **blocks: Any,
 ) -> tuple[TrainedModel, Segmentation | VolumeSegmentation]:
     """Train on a few of the images, then segment all of them: ``output/run`` and ``output/segmentation``.
@@ -398,7 +438,7 @@ def run(
 
     Parameters
     ----------
-    images, settings, superpixels, device, overwrite, resume, on_progress
+    images, settings, superpixels, device, overwrite, resume, on_progress, watch
         As in `train`.
     output : path
     frames : sequence of int or "all", optional
@@ -419,14 +459,18 @@ def run(
         again: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
         blocks["suffix"] = suffix or ".tif"
         check_options(**blocks)
-        model = train(images, folder / "run", settings=settings, frames=frames, superpixels=superpixels, **again)
+        model = train(
+            images, folder / "run", settings=settings, frames=frames, superpixels=superpixels, watch=watch, **again
+        )
         return model, segment_volume(model, images, folder / "segmentation", **blocks, **again)
     if blocks:
         raise TypeError(f"run() got the argument {next(iter(blocks))!r}, which is for volumes alone or unknown")
     source = open_images(images, settings.images.axes)
     check_same_channels(source)
     places: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
-    model = train(source, folder / "run", settings=settings, frames=frames, superpixels=superpixels, **places)
+    model = train(
+        source, folder / "run", settings=settings, frames=frames, superpixels=superpixels, watch=watch, **places
+    )
     segmented = segment(
         model, source, folder / "segmentation", superpixels=superpixels, suffix=suffix, rate=rate,
         overlays=overlays, uncertainty=uncertainty, **places,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from base64 import b64encode
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _LARGEST_TYPE: dict[str, type[np.unsignedinteger[Any]]] = {".png": np.uint16, ".tif": np.uint32, ".tiff": np.uint32}
 _LABEL_TYPES = (np.uint8, np.uint16, np.uint32)
 _PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+SMALL_PICTURE = 200_000
+"""Bytes of a picture below which it goes to a page as PNG."""
 
 OUTLINE = (255, 0, 200)
 """Colour of the boundaries of regions, sRGB."""
@@ -321,9 +325,34 @@ def write_picture(path: str | Path, rgb: Picture) -> None:
     file_format = _PICTURE_FORMATS.get(path.suffix.lower())
     if file_format is None:
         raise OutputError(f"expected a picture named {', '.join(_PICTURE_FORMATS)}, but got '{path.name}'; rename it")
+    atomic_write(path, _encoded_picture(rgb, file_format))
+
+
+def _encoded_picture(rgb: Picture, file_format: str) -> bytes:
     # Halved colour resolution, JPEG's default, smears lines that are one pixel wide.
     options = {"quality": 90, "subsampling": 0} if file_format == "JPEG" else {}
-    atomic_write(path, _encoded(np.ascontiguousarray(rgb), file_format, **options))
+    return _encoded(np.ascontiguousarray(rgb), file_format, **options)
+
+
+def data_uri(rgb: Picture, largest: int) -> str:
+    """Return a picture as an address that holds it, for a page.
+
+    Parameters
+    ----------
+    rgb : ndarray of uint8, shape (H, W, 3)
+        sRGB.
+    largest : int
+        Pixels along the longer side at most; a larger picture is made smaller.
+    """
+    from PIL import Image
+
+    scale = largest / max(rgb.shape[:2])
+    if scale < 1:
+        size = [max(1, round(n * scale)) for n in reversed(rgb.shape[:2])]
+        rgb = np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize((size[0], size[1]), Image.Resampling.BOX))
+    # A small picture is shown magnified, where JPEG's blocks can be seen.
+    file_format = "PNG" if rgb.size < SMALL_PICTURE else "JPEG"
+    return f"data:image/{file_format.lower()};base64,{b64encode(_encoded_picture(rgb, file_format)).decode()}"
 
 
 def overlay(

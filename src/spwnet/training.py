@@ -439,8 +439,9 @@ def fit(
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_preview: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    should_keep: Callable[[], bool] = lambda: False,
 ) -> WNet:
-    """Train the network for the settings' epochs.
+    """Train the network for the settings' epochs, or until told to keep what there is.
 
     Parameters
     ----------
@@ -458,6 +459,8 @@ def fit(
         Called with the step every few seconds, the network calibrated and in evaluation mode.
     should_stop : callable
         Asked after each step; if it says yes, a checkpoint is written and `Stopped` raised.
+    should_keep : callable
+        Asked after each step but the last; if it says yes, that step is the last.
 
     Returns
     -------
@@ -493,14 +496,17 @@ def fit(
             if run is not None:
                 run.log(done, terms)
             on_progress(Progress("train", done, total, (now - start) / (done - first) * (total - done), terms))
-            stop = done < total and should_stop()
+            last = done == total or should_keep()
+            stop = not last and should_stop()
             epoch_ends = done % settings.training.batches == 0
-            if run is not None and (stop or done == total or (epoch_ends and now - saved > CHECKPOINT_SECONDS)):
+            if run is not None and (stop or last or (epoch_ends and now - saved > CHECKPOINT_SECONDS)):
                 run.save_checkpoint(network, optimiser, done)
                 saved = now
             if stop:
                 raise Stopped(f"stopped after step {done} of {total}; go on by `--resume` (in Python `resume=True`)")
-            if on_preview is not None and done < total and now - previewed > max(PREVIEW_SECONDS, preview_pause):
+            if last:
+                break
+            if on_preview is not None and now - previewed > max(PREVIEW_SECONDS, preview_pause):
                 calibrate(network, images, dtype)
                 on_preview(done)
                 previewed = time.monotonic()

@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from spwnet.blocks import within
 from spwnet.codebook import Descriptors, fit_codebook
-from spwnet.devices import deterministic
+from spwnet.devices import arithmetic, convolution_type, deterministic
 from spwnet.errors import InputError
 from spwnet.filters import averaged
 from spwnet.graph import build_graph
+from spwnet.report import in_range
 from spwnet.runs import evidence_kinds, make_network
 from spwnet.superpixels import superpixels_from_labels
 from spwnet.training import TrainingImage, continuity_weights, fit
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from spwnet.runs import Run
     from spwnet.training import Progress
     from spwnet.volumes import Volume
+
+    Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.integer[Any]]]
+    """Input, reconstruction and classes of a picture."""
 
 
 def windows(grid: Grid, slices: Sequence[tuple[int, int]], most_pixels: int, seed: int) -> list[Region]:
@@ -96,7 +100,9 @@ def fit_volume(
     run: Run | None,
     resume: bool,
     on_progress: Callable[[Progress], None],
+    on_preview: Callable[[int, Sequence[Seen]], None] | None,
     should_stop: Callable[[], bool],
+    should_keep: Callable[[], bool],
 ) -> tuple[WNet | None, Codebook]:
     """Train the network, if there is one, and fit the codebook on parts of a volume.
 
@@ -110,8 +116,10 @@ def fit_volume(
     run : Run or None
         Where checkpoints and losses go.
     resume : bool
-    on_progress, should_stop : callable
+    on_progress, should_stop, should_keep : callable
         As of `fit`.
+    on_preview : callable or None
+        As of `fit`, with what the network makes of each part.
     """
     channels = volume.channels
     taught = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"evidence": "handmade"})})
@@ -136,11 +144,35 @@ def fit_volume(
             for (axis, _), part, classes in zip(cores, parts, targets, strict=True)
         ]
         network.scale_evidence([image.pixels for image in batch])
-        fit(network, batch, settings, run=run, resume=resume, on_progress=on_progress, should_stop=should_stop)
+        trained, show = network, on_preview
+
+        def look(done: int) -> None:
+            assert show is not None
+            show(done, [_seen(trained, image, settings, normalisation) for image in batch])
+
+        fit(
+            network, batch, settings, run=run, resume=resume, on_progress=on_progress,
+            on_preview=None if on_preview is None else look, should_stop=should_stop, should_keep=should_keep,
+        )  # fmt: skip
     with torch.inference_mode():
         rows = [_in_core(part, describe_part(network, part, grid, settings, device)) for part in parts]
     kinds = evidence_kinds(settings, channels, solid=True)
     return network, fit_codebook(rows, kinds, settings.codebook.finest, settings.seed, STEPS)
+
+
+@torch.inference_mode()
+def _seen(network: WNet, image: TrainingImage, settings: Settings, normalisation: Normalisation) -> Seen:
+    """Return input, reconstruction and the network's own classes of a layer of cells."""
+    assert image.graph is not None
+    with arithmetic(image.pixels.device, convolution_type(settings.training.precision, image.pixels.device)):
+        features, output = network(image.pixels)
+    features = features[0].float()
+    nodes = image.graph.node_labels(features, image.graph.pool(features), "argmax_of_mean")
+    unit, reconstruction = (
+        in_range(planes.float().movedim(0, -1).cpu().numpy(), normalisation)
+        for planes in (image.pixels[0, : image.channels], output[0])
+    )
+    return unit, reconstruction, nodes[image.graph.labels].view(features.shape[1:]).cpu().numpy()
 
 
 def _in_core(part: Part, descriptors: Descriptors) -> Descriptors:
