@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from urllib.request import urlopen
 
 import h5py
 import numpy as np
@@ -373,3 +375,19 @@ def test_a_model_and_a_volume_that_do_not_fit(scans, folder, capsys):
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "60:00")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_training_can_be_watched(folder, tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    shown = ["--view", "--no-browser", "--tensorboard", tmp_path / "board"]
+    arguments = ["train", folder, "--run", tmp_path / "run", *FLAGS, *shown]
+    assert cli.main([str(a) for a in arguments]) == 0
+    address = re.search(r"live view: (http://127\.0\.0\.1:\d+/[\w-]{40,}/)", capsys.readouterr().err)
+    assert address is not None
+    with pytest.raises(OSError, match="refused"):  # the page goes with the training
+        urlopen(address[1], timeout=5)
+    assert list((tmp_path / "board").glob("events.out.tfevents*"))
+    assert "kept_at" not in json.loads((tmp_path / "run" / "run.json").read_text())
+    other = ["run", folder, "--out", tmp_path / "out", *FLAGS, "--tensorboard", tmp_path / "second"]
+    succeed(capsys, *other)
+    assert list((tmp_path / "second").glob("events.out.tfevents*"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from spwnet import outputs, report
 from spwnet.classes import areas
-from spwnet.codebook import fit_codebook
+from spwnet.codebook import Descriptors, fit_codebook
 from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, pick_device
@@ -150,7 +150,8 @@ def train(
             untaught = TrainedModel(network, settings, data.normalisation, data.info, None, target)
 
             def on_preview(done: int) -> None:
-                _show(directory, audience, _snapshot(done, untaught, pairs))
+                seen = [predict(untaught, *pair, settings.labels)[0] for pair in pairs[: report.MOST_ROWS]]
+                _show(directory, audience, _snapshot(done, untaught, inputs, seen))
 
             fit(
                 network,
@@ -164,24 +165,29 @@ def train(
                 should_keep=audience.keep,
             )
         codebook = None
+        described: list[Descriptors | None] = [None] * len(pairs)
         if settings.labels.mode == "codebook":
             descriptors = [describe(network, *pair, settings, target) for pair in pairs]
+            described = [*descriptors]
             evidence = evidence_kinds(settings, data.info["channels"])
             codebook = fit_codebook(descriptors, evidence, settings.codebook.finest, settings.seed)
         data.info["seconds"] = round(time.monotonic() - start, 1)
         model = TrainedModel(network, settings, data.normalisation, data.info, codebook, target)
-        labels, doubts = zip(*(predict(model, *pair, settings.labels) for pair in pairs), strict=True)
+        triples = [(*pair, known) for pair, known in zip(pairs, described, strict=True)]
+        labels, doubts = zip(
+            *(predict(model, image, graph, settings.labels, known) for image, graph, known in triples), strict=True
+        )
+        finest = [predict(model, image, graph, model.finest_labels(), known)[0] for image, graph, known in triples]
         data.info["classes"] = _classes_in_use(labels, model)
         if network is not None:
             data.info["network_classes"] = _network_classes(model, pairs)
-        data.info["score"] = round(_score(model, pairs), 4)
+        data.info["score"] = round(_score(model, pairs, finest), 4)
         data.info |= _kept(audience)
         if directory is not None:
             directory.save_model(network, codebook)
-            finest = [predict(model, *pair, model.finest_labels())[0] for pair in pairs]
-            write_gallery(directory.gallery, _gallery(model, [prepared for prepared, _ in pairs], finest, doubts))
+            write_gallery(directory.gallery, _gallery(model, inputs, finest, doubts))
         if directory is not None or audience:
-            _show(directory, audience, _snapshot(_steps(settings, audience), model, pairs))
+            _show(directory, audience, _snapshot(_steps(settings, audience), model, inputs, labels))
         if directory is not None:
             directory.write({"finished": True, **data.info}, settings, data.normalisation)
             if should_stop():
@@ -317,15 +323,17 @@ def _gallery(
     )
 
 
-def _score(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> float:
+def _score(
+    model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]], finest: Sequence[NDArray[np.int32]]
+) -> float:
     """Score the labels of the training images, at the number of classes and on the superpixels that all runs share."""
     plain = LabelSettings(mode=model.settings.labels.mode)
     if model.codebook is not None:
         plain = plain.model_copy(update={"classes": min(SCORED_CLASSES, model.codebook.finest)})
     shared = SuperpixelSettings()
     labels, images = [], []
-    for prepared, graph in pairs:
-        found = predict(model, prepared, graph, plain)[0].ravel()
+    for (prepared, graph), classes in zip(pairs, finest, strict=True):
+        found = model.members(plain)[classes].ravel()
         if graph is None or model.settings.superpixels != shared:
             regions = oversegment(prepared, shared)
             assert regions is not None
@@ -350,15 +358,17 @@ def _targets(
     return [codebook.assign(described, members).classes for described in descriptors]
 
 
-def _snapshot(done: int, model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> report.Snapshot:
+def _snapshot(
+    done: int, model: TrainedModel, images: Sequence[Prepared], labels: Sequence[NDArray[np.int32]]
+) -> report.Snapshot:
     """Draw input, reconstruction, if there is one, and labels of the first few training images."""
-    few = pairs[: report.MOST_ROWS]
+    few = images[: report.MOST_ROWS]
     return report.snapshot(
         done,
-        [prepared.name for prepared, _ in few],
-        [prepared.unit for prepared, _ in few],
-        None if model.network is None else [report.reconstruct(model, prepared) for prepared, _ in few],
-        [predict(model, *pair, model.settings.labels)[0] for pair in few],
+        [image.name for image in few],
+        [image.unit for image in few],
+        None if model.network is None else [report.reconstruct(model, image) for image in few],
+        labels[: report.MOST_ROWS],
         n_classes=model.n_classes(),
         provisional=model.codebook is None and model.settings.labels.mode == "codebook",
     )

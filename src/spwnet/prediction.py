@@ -122,7 +122,11 @@ def describe(
 @deterministic()
 @torch.inference_mode()
 def predict(
-    model: TrainedModel, prepared: Prepared, graph: RegionGraph | None, labels: LabelSettings
+    model: TrainedModel,
+    prepared: Prepared,
+    graph: RegionGraph | None,
+    labels: LabelSettings,
+    descriptors: Descriptors | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Label one prepared image in its working size.
 
@@ -135,6 +139,8 @@ def predict(
         None labels each pixel on its own.
     labels : LabelSettings
         Mode, number of classes and merges; no cleaning.
+    descriptors : Descriptors, optional
+        What `describe` gave, if it is known already.
 
     Returns
     -------
@@ -145,7 +151,8 @@ def predict(
     shape = prepared.unit.shape[:-1]
     members = model.members(labels)
     if labels.mode == "codebook" and model.codebook is not None:
-        descriptors = describe(model.network, prepared, graph, model.settings, model.device)
+        if descriptors is None:
+            descriptors = describe(model.network, prepared, graph, model.settings, model.device)
         classes, doubt = model.codebook.assign(descriptors, members)
         nodes = _nodes(graph, shape)
         return classes[nodes], doubt[nodes]

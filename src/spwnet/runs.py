@@ -119,6 +119,9 @@ class TrainedModel:
 
     def members(self, labels: LabelSettings) -> NDArray[np.int32]:
         """Return the table from the finest classes to those of the settings, merges included."""
+        if self.codebook is None and labels.mode == "codebook":
+            # In training: what the network tells apart are none of the classes that will be.
+            return np.arange(self.settings.model.classes, dtype=np.int32)
         if labels.named:
             return self._named(labels)
         n_classes = self.n_classes(labels)

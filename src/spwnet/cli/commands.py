@@ -16,6 +16,7 @@ from spwnet.cli.options import (
     NO_VOLUME_OPTIONS,
     RUNNING,
     BlockOptions,
+    Browser,
     Classes,
     Device,
     Epochs,
@@ -39,10 +40,12 @@ from spwnet.cli.options import (
     SettingsFile,
     Steady,
     SuperpixelImages,
+    TensorBoard,
     Uncertainty,
+    View,
     VolumeOptions,
 )
-from spwnet.cli.progress import ProgressBar, say
+from spwnet.cli.progress import ProgressBar, say, say_address
 from spwnet.cli.reading import (
     is_open_volume,
     read_block_options,
@@ -84,17 +87,27 @@ def train(
     device: Device = "auto",
     overwrite: Overwrite = False,
     resume: Resume = False,
+    view: View = False,
+    browser: Browser = True,
+    tensorboard: TensorBoard = None,
     reading: VolumeOptions = NO_VOLUME_OPTIONS,
 ) -> None:
     """Train a network on one or a few images, or slices of a volume; write it to a run directory."""
     from spwnet import api
+    from spwnet.watching import watchers
 
     settings = read_settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
-    with ProgressBar() as on_progress:
+    source = read_inputs(images, reading)
+    with (
+        watchers(view=view, tensorboard=tensorboard, name=str(run), browser=browser, on_address=say_address) as watch,
+        ProgressBar() as on_progress,
+    ):
         model = api.train(
-            read_inputs(images, reading), run, settings=settings, frames=read_frames(frames), device=device,
-            overwrite=overwrite, resume=resume, on_progress=on_progress,
+            source, run, settings=settings, frames=read_frames(frames), device=device,
+            overwrite=overwrite, resume=resume, on_progress=on_progress, watch=watch,
         )  # fmt: skip
+    if "kept_at" in model.info:
+        say(f"stopped at step {model.info['kept_at']} and kept")
     score = f"score {model.info['score']:.3f}, " if "score" in model.info else ""
     say(f"{len(model.info['classes'])} of {model.n_classes()} classes in use, {score}{model.info['seconds']} s")
     say(f"run: {run}, previews: {run / 'previews'}")
@@ -199,20 +212,27 @@ def run_both(
     device: Device = "auto",
     overwrite: Overwrite = False,
     resume: Resume = False,
+    view: View = False,
+    browser: Browser = True,
+    tensorboard: TensorBoard = None,
     reading: VolumeOptions = NO_VOLUME_OPTIONS,
     blocks: BlockOptions = NO_BLOCK_OPTIONS,
 ) -> None:
     """Train on a few of the images, or slices of a volume, then segment all of it."""
     from spwnet import api
     from spwnet.segmenting import Segmentation
+    from spwnet.watching import watchers
 
     settings = read_settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
     source = read_inputs(images, reading)
-    with ProgressBar() as on_progress:
+    with (
+        watchers(view=view, tensorboard=tensorboard, name=str(out), browser=browser, on_address=say_address) as watch,
+        ProgressBar() as on_progress,
+    ):
         model, result = api.run(
             source, out, settings=settings, frames=read_frames(frames), suffix=read_suffix(suffix), rate=rate,
             overlays="full" if full_overlays else overlays, uncertainty=uncertainty, device=device,
-            overwrite=overwrite, resume=resume, on_progress=on_progress,
+            overwrite=overwrite, resume=resume, on_progress=on_progress, watch=watch,
             **(read_block_options(blocks) if is_open_volume(source) else {}),
         )  # fmt: skip
     score = f", score {model.info['score']:.3f}" if "score" in model.info else ""

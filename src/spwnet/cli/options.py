@@ -85,6 +85,18 @@ Overlays = Annotated[bool, Parameter(help="Write pictures with the classes drawn
 FullOverlays = Annotated[
     bool, Parameter(help="Overlays in the size of the input, however large.", negative="", group=RUNNING)
 ]
+View = Annotated[
+    bool,
+    Parameter(
+        help="Show the training on a page of this machine, with a button to stop here and keep.", negative="",
+        group=RUNNING,
+    ),
+]  # fmt: skip
+Browser = Annotated[bool, Parameter(help="Open that page in the browser, if there is a display.", group=RUNNING)]
+TensorBoard = Annotated[
+    Path | None,
+    Parameter(name="--tensorboard", help="Folder to write losses and pictures for TensorBoard to.", group=RUNNING),
+]
 
 
 @Parameter(name="*", group=VOLUMES)

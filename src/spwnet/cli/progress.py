@@ -25,6 +25,11 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def say_address(url: str) -> None:
+    """Tell where a page is, on one line however long it is."""
+    console().print(f"live view: {url}", soft_wrap=True, markup=False, highlight=False)
+
+
 class ProgressBar:
     """Progress on the terminal: steps or images, losses, and the time left."""
 
