@@ -52,6 +52,7 @@ FEW_ALIVE = 0.25
 """Share of the network's own classes below which it is told that they died."""
 
 
+@outputs.claiming("run")
 def train(
     images: Any,
     run: str | Path | None = None,

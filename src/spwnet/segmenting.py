@@ -66,6 +66,7 @@ class Segmentation:
     uncertainty: list[NDArray[np.float32]] = field(default_factory=list)
 
 
+@outputs.claiming("output")
 def segment(
     model: TrainedModel | str | Path,
     images: Any,

@@ -78,6 +78,7 @@ class VolumeSegmentation:
     summary: dict[str, Any]
 
 
+@outputs.claiming("output")
 def segment_volume(
     model: TrainedModel | str | Path,
     volume: Volume,
