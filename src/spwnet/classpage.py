@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import zlib
@@ -80,7 +79,7 @@ class ClassPage:
             If ``classes.toml`` is not of this run.
         """
         with self._lock:
-            classes, version = self._run.class_map(self._model), self._version()
+            classes, version = self._run.class_map(self._model), self._run.classes_version()
         model = self._model
         tree = model.codebook
         data = {
@@ -161,13 +160,6 @@ class ClassPage:
         facts["Fingerprint"] = self._model.fingerprint
         return {name: text for name, text in facts.items() if text}
 
-    def _version(self) -> str:
-        """Tell one content of ``classes.toml`` from another."""
-        try:
-            return hashlib.sha256(self._run.classes.read_bytes()).hexdigest()
-        except FileNotFoundError:
-            return ""
-
     def routes(self) -> dict[tuple[str, str], Any]:
         """Return what answers the page when it is served, for a `Server`."""
         return {
@@ -180,10 +172,10 @@ class ClassPage:
         """Write the classes that came, unless the file is no longer what the page began from."""
         with self._lock:
             classes = self._model.class_map().from_json(body.get("classes"))
-            if body.get("overwrite") is not True and self._version() != body.get("version"):
+            if body.get("overwrite") is not True and self._run.classes_version() != body.get("version"):
                 return {"saved": False}
             self._run.save_classes(classes)
-            return {"saved": True, "version": self._version()}
+            return {"saved": True, "version": self._run.classes_version()}
 
     def _preview(self, body: dict[str, Any]) -> dict[str, Any]:
         """Clean the classes that came in the pictures of the page."""

@@ -249,7 +249,10 @@ function showOnly(index) {
   document.body.classList.toggle("large", index !== null);
   fit();
   images.forEach((image) => image.figure.classList.toggle("shown", image.index === index));
-  if (index !== null && from === null) $("all").focus();
+  if (index !== null && from === null) {
+    $("images-title").scrollIntoView();
+    $("all").focus({ preventScroll: true });
+  }
   if (index === null && from !== null) images[from].figure.querySelector("button").focus();
 }
 
