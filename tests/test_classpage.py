@@ -125,6 +125,17 @@ def test_what_the_run_is_stands_on_the_page(run):
     assert ">similarity</th>" in re.sub(r"<svg class=.key.*?</svg> ", "", html, flags=re.DOTALL)
 
 
+def test_damaged_lines_of_the_history_are_left_out(run):
+    history = run / "history.jsonl"
+    lines = history.read_text().splitlines()
+    history.write_text(
+        "\n".join([*lines, '{"total": 1.0}', '{"step": 9, "total": NaN}', '{"step": "x"}', "[1]"]) + "\n"
+    )
+    damaged = written(run)
+    history.write_text("\n".join(lines) + "\n")
+    assert damaged == written(run)
+
+
 def test_reports_that_cannot_be_written(run, tmp_path):
     spwnet.report(run)
     with pytest.raises(OutputError, match=r"but .*report\.html is there already; choose another one, or pass"):

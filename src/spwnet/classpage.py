@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import zlib
 from base64 import b64encode
@@ -55,7 +56,7 @@ class ClassPage:
         self._model = self._run.load()
         gallery = read_gallery(self._run.gallery)
         self._measures = gallery.classes
-        self._history = self._run.read_history()
+        self._history = [entry for entry in self._run.read_history() if _whole(entry)]
         self._exhibits, self._images = _fitting(gallery.exhibits)
         self._left_out = len(gallery.exhibits) - len(self._exhibits)
         self._lock = threading.Lock()
@@ -250,6 +251,15 @@ def _thinned(settings: LabelSettings, step: int) -> LabelSettings:
             "fill_holes": fewer(settings.fill_holes),
             "remove_objects": fewer(settings.remove_objects),
         }
+    )
+
+
+def _whole(entry: Any) -> bool:
+    """Whether a line of the history is one: a step and finite losses."""
+    return (
+        isinstance(entry, dict)
+        and "step" in entry
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in entry.values())
     )
 
 
