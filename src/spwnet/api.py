@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from spwnet import outputs, report
+from spwnet import outputs, previews
 from spwnet.classes import areas
 from spwnet.codebook import Descriptors, fit_codebook
 from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
@@ -132,7 +132,7 @@ def train(
     start = time.monotonic()
     with stoppable() as should_stop, Audience(watch) as audience:
         inputs = [prepared for prepared, _ in pairs]
-        audience.show(report.snapshot(0, [image.name for image in inputs], [image.unit for image in inputs]))
+        audience.show(previews.snapshot(0, [image.name for image in inputs], [image.unit for image in inputs]))
         network = fitted = None
         if settings.learns:
             network = make_network(settings, data.info["channels"]).to(target)
@@ -151,7 +151,7 @@ def train(
             untaught = TrainedModel(network, settings, data.normalisation, data.info, None, target)
 
             def on_preview(done: int) -> None:
-                seen = [predict(untaught, *pair, settings.labels)[0] for pair in pairs[: report.MOST_ROWS]]
+                seen = [predict(untaught, *pair, settings.labels)[0] for pair in pairs[: previews.MOST_ROWS]]
                 _show(directory, audience, _snapshot(done, untaught, inputs, seen))
 
             fitted = fit(
@@ -248,11 +248,11 @@ def _train_volume(
     units = [to_unit(pixels, normalisation) for pixels in values]
     start = time.monotonic()
     with stoppable() as should_stop, Audience(watch) as audience:
-        audience.show(report.snapshot(0, names, units))
+        audience.show(previews.snapshot(0, names, units))
 
         def on_preview(done: int, seen: Sequence[Seen]) -> None:
             pictures = zip(*seen, strict=True)
-            shot = report.snapshot(done, names, *pictures, n_classes=settings.model.classes, provisional=True)
+            shot = previews.snapshot(done, names, *pictures, n_classes=settings.model.classes, provisional=True)
             _show(directory, audience, shot)
 
         fitted, codebook = fit_volume(
@@ -286,7 +286,9 @@ def _train_volume(
         if directory is not None or audience:
             layers = [_first(labels, axis) for axis, labels in zip(axes, found, strict=True)]
             steps = fitted.steps if fitted else 0
-            _show(directory, audience, report.snapshot(steps, names, units, None, layers, n_classes=model.n_classes()))
+            _show(
+                directory, audience, previews.snapshot(steps, names, units, None, layers, n_classes=model.n_classes())
+            )
         if directory is not None:
             directory.write({"finished": True, **info}, settings, normalisation)
             if should_stop():
@@ -362,24 +364,24 @@ def _targets(
 
 def _snapshot(
     done: int, model: TrainedModel, images: Sequence[Prepared], labels: Sequence[NDArray[np.int32]]
-) -> report.Snapshot:
+) -> previews.Snapshot:
     """Draw input, reconstruction, if there is one, and labels of the first few training images."""
-    few = images[: report.MOST_ROWS]
-    return report.snapshot(
+    few = images[: previews.MOST_ROWS]
+    return previews.snapshot(
         done,
         [image.name for image in few],
         [image.unit for image in few],
-        None if model.network is None else [report.reconstruct(model, image) for image in few],
-        labels[: report.MOST_ROWS],
+        None if model.network is None else [previews.reconstruct(model, image) for image in few],
+        labels[: previews.MOST_ROWS],
         n_classes=model.n_classes(),
         provisional=model.codebook is None and model.settings.labels.mode == "codebook",
     )
 
 
-def _show(directory: Run | None, audience: Audience, shot: report.Snapshot) -> None:
+def _show(directory: Run | None, audience: Audience, shot: previews.Snapshot) -> None:
     """Write the pictures to the run directory, and show them to those who look on."""
     if directory is not None:
-        outputs.write_picture(directory.preview(shot.step), report.preview(shot))
+        outputs.write_picture(directory.preview(shot.step), previews.preview(shot))
     audience.show(shot)
 
 

@@ -201,14 +201,18 @@ class ClassMap:
     def mark_background(self, which: int | str | None) -> ClassMap:
         """Make a class the background, which is class 0; what was 0 takes its id. None unmarks it.
 
-        Classes that are called by their number are called by the new one, and the background so.
+        Classes that are called by their number are called by the new one, and the background so; it is called by its
+        number again when it no longer is.
 
         Raises
         ------
         SettingsError
             If there is no such class.
         """
-        plain = [one.model_copy(update={"background": False}) for one in self.classes]
+        plain = []
+        for one in self.classes:
+            name = f"class {one.id}" if one.background and one.name == "background" else one.name
+            plain.append(one.model_copy(update={"background": False, "name": name}))
         if which is None:
             return self._with(plain)
         k = self.find(which).id

@@ -15,7 +15,7 @@ from spwnet.devices import arithmetic, convolution_type, deterministic
 from spwnet.errors import InputError
 from spwnet.filters import averaged
 from spwnet.graph import build_graph
-from spwnet.report import in_range
+from spwnet.previews import in_range
 from spwnet.runs import evidence_kinds, make_network
 from spwnet.superpixels import superpixels_from_labels
 from spwnet.training import Fitted, TrainingImage, continuity_weights, fit

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from spwnet.report import Snapshot
+    from spwnet.previews import Snapshot
     from spwnet.training import Progress
 
     Ending = Literal["finished", "stopped", "failed", "closed"]
