@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 torture: $(READY)
-	$(BIN)/python -m benchmarks torture fuzz
+	$(BIN)/python -m benchmarks torture fuzz endurance
 
 clean:
 	rm -rf $(VENV) spwnet-demo quality-results dist

@@ -22,6 +22,7 @@ from benchmarks import (
     baselines,
     bimodal,
     data,
+    endurance,
     fuzz,
     ours,
     published,
@@ -528,3 +529,15 @@ def test_writes_fail_as_a_full_disk_does(tmp_path, fault, status):
     arguments = [fault, "train", str(tmp_path / "a.npy"), "--run", str(tmp_path / "run"), "--preset", "instant"]
     np.save(tmp_path / "a.npy", scene(3, rgb=False))
     assert torture.disturb(arguments, None) == status
+
+
+def test_memory_and_files_are_watched(monkeypatch, capsys):
+    pytest.importorskip("av")
+    monkeypatch.setattr(endurance, "EVERY", 2)
+    monkeypatch.setattr(endurance, "MOST_GROWTH", 10.0)
+    endurance.main(12, warm=4)
+    row = tabled(capsys.readouterr().out)[-1]
+    assert row[0] == "12"
+    monkeypatch.setattr(endurance, "MOST_GROWTH", -1.0)
+    with pytest.raises(SystemExit):
+        endurance.main(12, warm=4)
