@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import bimodal, cheetah, endurance, fuzz, published, regions, speed, torture, video, volumes
+from benchmarks import bimodal, cheetah, endurance, fuzz, mutation, published, regions, speed, torture, video, volumes
 
 BENCHMARKS = {
     "regions": regions.main,
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "torture": torture.main,
     "fuzz": fuzz.main,
     "endurance": endurance.main,
+    "mutation": mutation.main,
 }
 
 

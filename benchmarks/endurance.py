@@ -45,9 +45,7 @@ def main(frames: int | None = None, warm: int = WARM) -> None:
     (_, before, files), *later = [entry for entry in seen if entry[0] >= warm]
     memory, most_files = max(entry[1] for entry in later), max(entry[2] for entry in later)
     growth = memory / before - 1
-    print(
-        "| frames | s | frames/s | GiB at first | GiB at most later | growth | files open, before and later |"
-    )
+    print("| frames | s | frames/s | GiB at first | GiB at most later | growth | files open, before and later |")
     print("| --- " * 7 + "|")
     print(
         f"| {frames} | {seconds:.0f} | {frames / seconds:.1f} | {before / 2**30:.3f} (after {warm}) | "

@@ -24,6 +24,7 @@ from benchmarks import (
     data,
     endurance,
     fuzz,
+    mutation,
     ours,
     published,
     quality,
@@ -541,3 +542,22 @@ def test_memory_and_files_are_watched(monkeypatch, capsys):
     monkeypatch.setattr(endurance, "MOST_GROWTH", -1.0)
     with pytest.raises(SystemExit):
         endurance.main(12, warm=4)
+
+
+def test_mutants_are_small_faults_outside_of_words():
+    source = (
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import x\n"
+        "def f(a: int = 3) -> int:\n"
+        "    if a < 1:\n        raise ValueError(f'{a + 1}')\n"
+        "    return sum(b for b, _ in zip(a, a, strict=True))\n"
+    )
+    told = [what for _, what, _ in mutation.mutants(source)]
+    assert told == [
+        "if a < 1:\n    raise ValueError(f'{a + 1}'): always", "if a < 1:\n    raise ValueError(f'{a + 1}'): never",
+        "3: one more", "a < 1: Lt → LtE", "a < 1: Lt → Gt", "1: one more",
+    ]  # fmt: skip
+    changed = [mutation.ast.unparse(tree) for _, _, tree in mutation.mutants(source)]
+    assert "if a <= 1" in changed[3]
+    assert "a: int=4" in changed[2]
+    assert len(set(changed)) == len(changed)
