@@ -475,7 +475,7 @@ def read(folder, rng):
             np.ones(2**26)
 
 fuzz.TARGETS["bad"] = (make, read)
-fuzz.MEMORY = 2**29
+fuzz.MEMORY, fuzz.SECONDS = 2**29, 100
 fuzz.work("bad", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
 """
 
