@@ -430,7 +430,7 @@ def readable_image(where: str) -> Iterator[None]:
     except Exception as error:  # damaged files raise anything
         remedy = "check that the file is complete, or save it again"
         if "imagecodecs" in str(error):
-            remedy = "install that by `pip install imagecodecs`, or save the file uncompressed"
+            remedy = "install that by `pip install 'spwnet[tiff]'`, or save the file uncompressed"
         raise InputError(f"expected a readable image in '{where}', but: {error}; {remedy}") from error
 
 

@@ -329,13 +329,13 @@ def read_classes(
     except (ValueError, RecursionError, OSError) as error:
         raise SettingsError(f"expected a readable file of classes at {path}, but: {error}") from error
     version, finest, entries = (values.get(key) for key in ("version", "finest", "classes"))
+    if isinstance(version, int) and version > FORMAT:
+        raise SettingsError(
+            f"expected a file of classes of format {FORMAT} at {path}, but got format {version}; update spwnet"
+        )
     if not isinstance(version, int) or not isinstance(finest, int) or not isinstance(entries, list) or not entries:
         raise SettingsError(
             f"expected a file of classes with `version`, `finest` and [[classes]] at {path}, but one of them is missing"
-        )
-    if version > FORMAT:
-        raise SettingsError(
-            f"expected a file of classes of format {FORMAT} at {path}, but got format {version}; update spwnet"
         )
     if not 1 <= finest <= 65_536 or (n_finest is not None and finest != n_finest):
         raise SettingsError(
