@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench quality torture clean
+.PHONY: demo test check format bench quality torture docs clean
 
 demo: $(READY)
 	$(BIN)/spwnet demo --out spwnet-demo --overwrite
@@ -34,8 +34,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
+	@echo "the site: docs/_build/html/index.html"
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 torture: $(READY)
 	$(BIN)/python -m benchmarks torture fuzz endurance
 
 clean:
-	rm -rf $(VENV) spwnet-demo quality-results dist
+	rm -rf $(VENV) spwnet-demo quality-results dist docs/_build docs/_generated

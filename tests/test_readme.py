@@ -25,7 +25,12 @@ from spwnet.runs import Run
 from tests.conftest import picture
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SITE = [ROOT / "docs", *(ROOT / "docs" / name for name in ("howto", "reference", "tutorials"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(page for folder in SITE for page in sorted(folder.glob("*.md"))),
+]
 
 
 def blocks(language):
@@ -171,7 +176,7 @@ def words_of(command):
 
 def test_make_targets_exist():
     targets = {word for command in commands() for word in words_of(command)[1:] if words_of(command)[0] == "make"}
-    assert {"demo", "test", "check", "bench", "quality"} <= targets
+    assert {"demo", "test", "check", "bench", "quality", "docs"} <= targets
     for target in targets:
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
