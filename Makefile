@@ -43,7 +43,7 @@ $(VENV)/.docs: $(READY)
 	touch $@
 
 torture: $(READY)
-	$(BIN)/python -m benchmarks torture fuzz
+	$(BIN)/python -m benchmarks torture fuzz endurance
 
 clean:
 	rm -rf $(VENV) spwnet-demo quality-results dist docs/_build docs/_generated

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import bimodal, cheetah, fuzz, published, regions, speed, torture, video, volumes
+from benchmarks import bimodal, cheetah, endurance, fuzz, mutation, published, regions, speed, torture, video, volumes
 
 BENCHMARKS = {
     "regions": regions.main,
@@ -17,6 +17,8 @@ BENCHMARKS = {
     "volumes": volumes.main,
     "torture": torture.main,
     "fuzz": fuzz.main,
+    "endurance": endurance.main,
+    "mutation": mutation.main,
 }
 
 

@@ -22,7 +22,9 @@ from benchmarks import (
     baselines,
     bimodal,
     data,
+    endurance,
     fuzz,
+    mutation,
     ours,
     published,
     quality,
@@ -473,7 +475,7 @@ def read(folder, rng):
             np.ones(2**26)
 
 fuzz.TARGETS["bad"] = (make, read)
-fuzz.MEMORY = 2**29
+fuzz.MEMORY, fuzz.SECONDS = 2**29, 100
 fuzz.work("bad", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
 """
 
@@ -528,3 +530,34 @@ def test_writes_fail_as_a_full_disk_does(tmp_path, fault, status):
     arguments = [fault, "train", str(tmp_path / "a.npy"), "--run", str(tmp_path / "run"), "--preset", "instant"]
     np.save(tmp_path / "a.npy", scene(3, rgb=False))
     assert torture.disturb(arguments, None) == status
+
+
+def test_memory_and_files_are_watched(monkeypatch, capsys):
+    pytest.importorskip("av")
+    monkeypatch.setattr(endurance, "EVERY", 2)
+    monkeypatch.setattr(endurance, "MOST_GROWTH", 10.0)
+    endurance.main(12, warm=4)
+    row = tabled(capsys.readouterr().out)[-1]
+    assert row[0] == "12"
+    monkeypatch.setattr(endurance, "MOST_GROWTH", -1.0)
+    with pytest.raises(SystemExit):
+        endurance.main(12, warm=4)
+
+
+def test_mutants_are_small_faults_outside_of_words():
+    source = (
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import x\n"
+        "def f(a: int = 3) -> int:\n"
+        "    if a < 1:\n        raise ValueError(f'{a + 1}')\n"
+        "    return sum(b for b, _ in zip(a, a, strict=True))\n"
+    )
+    told = [what for _, what, _ in mutation.mutants(source)]
+    assert told == [
+        "if a < 1:\n    raise ValueError(f'{a + 1}'): always", "if a < 1:\n    raise ValueError(f'{a + 1}'): never",
+        "3: one more", "a < 1: Lt → LtE", "a < 1: Lt → Gt", "1: one more",
+    ]  # fmt: skip
+    changed = [mutation.ast.unparse(tree) for _, _, tree in mutation.mutants(source)]
+    assert "if a <= 1" in changed[3]
+    assert "a: int=4" in changed[2]
+    assert len(set(changed)) == len(changed)

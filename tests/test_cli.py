@@ -50,6 +50,14 @@ def test_help_needs_no_torch():
         assert command in done.stdout
 
 
+def test_as_a_module():
+    """Where the scripts of an environment are not on the path."""
+    for arguments, status, said in ((["--version"], 0, spwnet.__version__), (["info", "nowhere"], 1, "run.json")):
+        command = [sys.executable, "-m", "spwnet", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, said in done.stdout + done.stderr) == (status, True), done.stderr
+
+
 @pytest.mark.parametrize("command", ["demo", "train", "segment", "run", "tune", "recut", "regions", "evaluate", "info"])
 def test_each_command_has_help(command, capsys):
     assert f"spwnet {command}" in succeed(capsys, command, "--help")

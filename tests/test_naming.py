@@ -82,6 +82,9 @@ def test_the_background_is_class_0(three):
         (0, "background", True), (1, "class 1", False), (2, "class 2", False),
     ]  # fmt: skip
     assert marked.find(1).remove_to == 0
+    # what is no longer the background is called by its number again
+    assert [one.name for one in marked.mark_background(1).classes] == ["background", "class 1", "class 2"]
+    assert [one.name for one in marked.mark_background(None).classes] == ["class 0", "class 1", "class 2"]
     named = three.change(0, name="air").mark_background("air")
     assert (named.classes[0].name, named.classes[0].background) == ("air", True)
     moved = named.mark_background(1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 from base64 import b64decode
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from PIL import Image
 
 from spwnet import outputs
 from spwnet.errors import OutputError
-from tests.conftest import failing
+from tests.conftest import failing, files_in
 
 
 def files(folder):
@@ -360,3 +361,86 @@ def test_a_picture_as_an_address_holds_it_in_a_size_to_show():
     assert shown.shape == (600, 800, 3)
     assert np.abs(shown[10::20, 10::20].astype(int) - small).mean() < 8
     assert outputs.data_uri(np.zeros((1, 5000, 3), np.uint8), 800).startswith("data:image/png")
+
+
+HOLDER = """
+import sys, time
+from spwnet.outputs import claimed
+with claimed(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_job(tmp_path):
+    folder = tmp_path / "new" / "out"
+    with outputs.claimed(folder):
+        with (
+            pytest.raises(
+                OutputError, match=rf"for this job alone, but another one writes to it \(process {os.getpid()}"
+            ),
+            outputs.claimed(folder),
+        ):
+            pass
+        outputs.prepare_folder(folder)  # the lock alone is nothing that could be lost
+        with outputs.claimed(tmp_path / "new" / "other"):
+            (folder / "kept.txt").write_text("x")
+    assert files_in(tmp_path) == ["new/out/kept.txt"]
+    assert not (tmp_path / "new" / "other").exists()
+    with outputs.claimed(folder):
+        pass
+
+
+def test_a_folder_is_free_when_its_job_is_killed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(OutputError, match=f"process {process.pid} on"), outputs.claimed(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    assert files_in(tmp_path) == [outputs.LOCK]
+    with outputs.claimed(tmp_path):
+        pass
+    assert files_in(tmp_path) == []
+
+
+def test_a_lock_that_was_removed_keeps_nobody_out(tmp_path, monkeypatch):
+    """Between opening the file and locking it, its owner may end and remove it."""
+    original, gone = outputs._lock, []
+
+    def lock(file):
+        if not gone:
+            gone.append(1)
+            (tmp_path / outputs.LOCK).unlink()
+        return original(file)
+
+    monkeypatch.setattr(outputs, "_lock", lock)
+    with outputs.claimed(tmp_path), pytest.raises(OutputError, match="for this job alone"), outputs.claimed(tmp_path):
+        pass
+    assert gone
+
+
+def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, caplog):
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    with outputs.claimed(tmp_path):
+        pass
+    assert "cannot be locked" in caplog.text
+
+
+def test_folders_that_functions_write_are_held(tmp_path):
+    @outputs.claiming("output")
+    def work(output=None, *, twice=False):
+        if twice:
+            work(output)
+        return output
+
+    assert work() is None
+    assert work(tmp_path / "a") == tmp_path / "a"
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(OutputError, match="for this job alone"):
+        work(output=tmp_path / "a", twice=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="expected to write"):
+        work(tmp_path / "file")

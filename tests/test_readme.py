@@ -19,7 +19,9 @@ from distributed import LocalCluster
 from PIL import Image
 
 from benchmarks import quality
-from spwnet import cli
+from spwnet import cli, serving
+from spwnet.cli import pages
+from spwnet.runs import Run
 from tests.conftest import picture
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,11 @@ def workplace(tmp_path_factory):
             if name == "truth":
                 image = (image[..., 0] > 128).astype(np.uint8)
             Image.fromarray(image).save(folder / name / f"frame_{number:02d}.png")
+    (folder / "points.csv").write_text("image,row,column,name\nframe_01,20,17,disc\nframe_01,2,50,ground\n")
+    scribble = np.zeros((40, 52), np.uint8)
+    scribble[2, 40:50], scribble[20, 15:20] = 1, 2
+    (folder / "scribbles").mkdir()
+    Image.fromarray(scribble).save(folder / "scribbles" / "frame_01.png")
     with av.open(str(folder / "clip.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 52, 40, "yuv420p"
@@ -92,6 +99,15 @@ def workplace(tmp_path_factory):
 
 def test_commands_and_snippets_run_in_their_order(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
+    viewed = []
+
+    def save_and_leave():
+        run = Run("results/run")
+        run.save_classes(run.class_map(run.load()))
+        viewed.append(run)
+
+    monkeypatch.setattr(pages, "wait_for_ctrl_c", save_and_leave)
+    monkeypatch.setattr(serving.webbrowser, "open", lambda url: True)
     ran = 0
     for command in commands():
         words = shlex.split(command)
@@ -99,6 +115,7 @@ def test_commands_and_snippets_run_in_their_order(workplace, monkeypatch):
             assert cli.main(words[1:]) == 0, command
             ran += 1
     assert ran >= 6
+    assert viewed
     for snippet in blocks("python"):
         exec(compile(snippet, "snippet", "exec"), {})
     assert (workplace / "merged" / "segmentation.json").exists()

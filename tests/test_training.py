@@ -103,7 +103,7 @@ def test_the_seed_decides(tmp_path):
     runs = []
     for seed in (3, 3, 4):
         settings = settings_with(seed=seed, losses__patches=1, patches__sides=[16])
-        runs.append(fit(make_network(settings, 3), batch_of(settings), settings))
+        runs.append(fit(make_network(settings, 3), batch_of(settings), settings).network)
     assert states_equal(runs[0], runs[1])
     assert not states_equal(runs[0], runs[2])
 
@@ -111,7 +111,7 @@ def test_the_seed_decides(tmp_path):
 def test_ten_steps_equal_five_and_five_more_bit_for_bit(tmp_path):
     settings = settings_with(training={"epochs": 5, "batches": 2}, losses__patches=1, patches__sides=[16])
     batch = batch_of(settings)
-    whole = fit(make_network(settings, 3), batch, settings)
+    whole = fit(make_network(settings, 3), batch, settings).network
 
     run = Run(tmp_path / "run")
     run.create()
@@ -120,7 +120,7 @@ def test_ten_steps_equal_five_and_five_more_bit_for_bit(tmp_path):
         fit(make_network(settings, 3), batch, settings, run=run, on_progress=seen.append,
             should_stop=lambda: len(seen) == 5)  # fmt: skip
     run.log(6, {"total": 1.0})  # a step after the checkpoint, as a killed process would leave it
-    resumed = fit(make_network(settings, 3), batch, settings, run=run, resume=True, on_progress=seen.append)
+    resumed = fit(make_network(settings, 3), batch, settings, run=run, resume=True, on_progress=seen.append).network
 
     assert states_equal(whole, resumed)
     assert [line["step"] for line in run.read_history()] == list(range(1, 11))
@@ -145,11 +145,11 @@ def test_calibration_takes_the_statistics_of_the_whole_images():
 def test_previews_come_during_training_and_change_nothing(monkeypatch):
     settings = settings_with()
     batch = batch_of(settings)
-    plain = fit(make_network(settings, 3), batch, settings)
+    plain = fit(make_network(settings, 3), batch, settings).network
     monkeypatch.setattr(training, "PREVIEW_SECONDS", 0.0)
     monkeypatch.setattr(training, "PREVIEW_SHARE", 1e9)
     seen = []
-    previewed = fit(make_network(settings, 3), batch, settings, on_preview=seen.append)
+    previewed = fit(make_network(settings, 3), batch, settings, on_preview=seen.append).network
     assert seen == [1, 2, 3]
     assert states_equal(plain, previewed)
 
@@ -161,10 +161,10 @@ def test_to_stop_and_keep_makes_a_step_the_last(tmp_path):
     run, seen, previews = Run(tmp_path / "run"), [], []
     run.create()
     kept = fit(make_network(long, 3), batch, long, run=run, on_progress=seen.append, on_preview=previews.append,
-               should_keep=lambda: seen[-1].done == 3, should_stop=lambda: seen[-1].done == 3)  # fmt: skip
+               should_keep=lambda: seen[-1].done == 3, should_stop=lambda: seen[-1].done == 3).network  # fmt: skip
     assert [progress.done for progress in seen] == [1, 2, 3]
     assert not kept.training
-    assert states_equal(kept, fit(make_network(short, 3), batch, short))
+    assert states_equal(kept, fit(make_network(short, 3), batch, short).network)
     whole = Run(tmp_path / "short")
     whole.create()
     fit(make_network(short, 3), batch, short, run=whole)
@@ -199,6 +199,38 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken():
         fit(network, batch, settings)
     for old, new in zip(before.parameters(), network.parameters(), strict=True):
         assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("fails", ["loss", "gradient"])
+def test_a_step_that_fails_later_is_undone_and_what_was_learned_is_kept(tmp_path, monkeypatch, caplog, fails):
+    settings, run = settings_with(), Run(tmp_path / "run")
+    run.create()
+    original, calls = training.step, []
+
+    def breaking(network, optimiser, images, *rest):
+        calls.append(1)
+        if len(calls) == 3:
+            if fails == "loss":
+                images = [replace(images[0], pixels=images[0].pixels * torch.inf), *images[1:]]
+            else:
+                next(network.parameters()).register_hook(lambda slope: slope * torch.nan)
+        return original(network, optimiser, images, *rest)
+
+    monkeypatch.setattr(training, "step", breaking)
+    found = fit(make_network(settings, 3), batch_of(settings), settings, run=run)
+    assert found.steps == 2
+    assert "finite" in found.fault
+    assert "step 3 of 4 failed, and what the steps before it gave is kept" in caplog.text
+    assert all(torch.isfinite(value).all() for value in found.network.state_dict().values())
+    monkeypatch.setattr(training, "step", original)
+    calls.clear()
+    kept = fit(
+        make_network(settings, 3), batch_of(settings), settings,
+        should_keep=lambda: bool(calls.append(1)) or len(calls) == 2,
+    )  # fmt: skip
+    assert kept.steps == 2
+    assert states_equal(found.network, kept.network)
+    assert run.load_checkpoint(make_network(settings, 3), torch.optim.AdamW(kept.network.parameters())) == 2
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (4, 4)])

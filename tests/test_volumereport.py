@@ -243,3 +243,13 @@ class TestMesh:
         with pytest.raises(OutputError, match="the disk is full"):
             mesh(slabs_of(volume), SHAPE, 1, tmp_path / "s.stl")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_is_no_formula(tmp_path):
+    labels = np.array([[[0, 1, 2]]], np.uint8)
+    summary = summarise(lambda z: labels[z], labels.shape, 3)
+    for k, name in enumerate(("=1+1", "@sum", "pore, wet")):
+        summary["classes"][str(k)]["name"] = name
+    write_curves(tmp_path / "curves.csv", summary)
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["axis", "slice", "position", "'=1+1", "'@sum", "pore, wet"]

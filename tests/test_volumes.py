@@ -426,7 +426,7 @@ def test_compression_without_its_package_names_that(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
     with pytest.raises(
-        InputError, match=r"page at Z 0, but: requires the .* install that by `pip install imagecodecs`"
+        InputError, match=r"page at Z 0, but: requires the .* install that by `pip install 'spwnet\[tiff\]'`"
     ):
         whole(volume)
 

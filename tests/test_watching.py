@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import spwnet
-from spwnet import report, training, watching
+from spwnet import previews, training, watching
 from spwnet.config import make_settings
 from spwnet.errors import OutputError, RunError, SettingsError, Stopped
 from spwnet.training import Progress
@@ -63,7 +63,7 @@ def settings_with(**changes):
 def shot_of(name="a", step=3, provisional=False, height=40):
     unit = picture(0, height).astype(np.float32) / 255
     labels = np.arange(height * 52).reshape(height, 52) % 3
-    return report.snapshot(step, [name], [unit], [unit], [labels], n_classes=4, provisional=provisional)
+    return previews.snapshot(step, [name], [unit], [unit], [labels], n_classes=4, provisional=provisional)
 
 
 def progress_of(done=3, total=10, seconds_left=70.0):

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spwnet.api import run, train
+    from spwnet.classpage import report, view
     from spwnet.config import PRESETS, Settings, make_settings
     from spwnet.demonstration import demo
     from spwnet.dividing import recut_regions, regions, regions_of_all
@@ -53,6 +54,8 @@ _HOME = {
     "SpwnetError": "spwnet.errors",
     "Stopped": "spwnet.errors",
     "TrainedModel": "spwnet.runs",
+    "report": "spwnet.classpage",
+    "view": "spwnet.classpage",
     "recut": "spwnet.recutting",
     "sample": "spwnet.samples",
     "Progress": "spwnet.training",
@@ -97,12 +100,14 @@ __all__ = [
     "recut_regions",
     "regions",
     "regions_of_all",
+    "report",
     "run",
     "sample",
     "segment",
     "segment_volume",
     "train",
     "tune",
+    "view",
 ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from spwnet import outputs, report
+from spwnet import outputs, previews
 from spwnet.classes import areas
 from spwnet.codebook import Descriptors, fit_codebook
 from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
@@ -25,7 +25,7 @@ from spwnet.preparation import measure, to_display, to_unit
 from spwnet.runs import Run, TrainedModel, evidence_kinds, load, make_network
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
 from spwnet.segmenting import Segmentation, segment
-from spwnet.training import Progress, fit, set_up_image, stoppable
+from spwnet.training import Fitted, Progress, fit, set_up_image, stoppable
 from spwnet.volumes import SliceSource, Volume
 from spwnet.volumesegmenting import VolumeSegmentation, check_options, segment_volume
 from spwnet.volumetraining import check_size, fit_volume, windows
@@ -52,6 +52,7 @@ FEW_ALIVE = 0.25
 """Share of the network's own classes below which it is told that they died."""
 
 
+@outputs.claiming("run")
 def train(
     images: Any,
     run: str | Path | None = None,
@@ -131,8 +132,8 @@ def train(
     start = time.monotonic()
     with stoppable() as should_stop, Audience(watch) as audience:
         inputs = [prepared for prepared, _ in pairs]
-        audience.show(report.snapshot(0, [image.name for image in inputs], [image.unit for image in inputs]))
-        network = None
+        audience.show(previews.snapshot(0, [image.name for image in inputs], [image.unit for image in inputs]))
+        network = fitted = None
         if settings.learns:
             network = make_network(settings, data.info["channels"]).to(target)
             targets = _targets(pairs, settings, data.info["channels"], target)
@@ -150,10 +151,10 @@ def train(
             untaught = TrainedModel(network, settings, data.normalisation, data.info, None, target)
 
             def on_preview(done: int) -> None:
-                seen = [predict(untaught, *pair, settings.labels)[0] for pair in pairs[: report.MOST_ROWS]]
+                seen = [predict(untaught, *pair, settings.labels)[0] for pair in pairs[: previews.MOST_ROWS]]
                 _show(directory, audience, _snapshot(done, untaught, inputs, seen))
 
-            fit(
+            fitted = fit(
                 network,
                 batch,
                 settings,
@@ -182,12 +183,12 @@ def train(
         if network is not None:
             data.info["network_classes"] = _network_classes(model, pairs)
         data.info["score"] = round(_score(model, pairs, finest), 4)
-        data.info |= _kept(audience)
+        data.info |= _ending(fitted, settings)
         if directory is not None:
             directory.save_model(network, codebook)
             write_gallery(directory.gallery, _gallery(model, inputs, finest, doubts))
         if directory is not None or audience:
-            _show(directory, audience, _snapshot(_steps(settings, audience), model, inputs, labels))
+            _show(directory, audience, _snapshot(fitted.steps if fitted else 0, model, inputs, labels))
         if directory is not None:
             directory.write({"finished": True, **data.info}, settings, data.normalisation)
             if should_stop():
@@ -247,24 +248,25 @@ def _train_volume(
     units = [to_unit(pixels, normalisation) for pixels in values]
     start = time.monotonic()
     with stoppable() as should_stop, Audience(watch) as audience:
-        audience.show(report.snapshot(0, names, units))
+        audience.show(previews.snapshot(0, names, units))
 
         def on_preview(done: int, seen: Sequence[Seen]) -> None:
             pictures = zip(*seen, strict=True)
-            shot = report.snapshot(done, names, *pictures, n_classes=settings.model.classes, provisional=True)
+            shot = previews.snapshot(done, names, *pictures, n_classes=settings.model.classes, provisional=True)
             _show(directory, audience, shot)
 
-        network, codebook = fit_volume(
+        fitted, codebook = fit_volume(
             volume, grid, list(zip(axes, cores, strict=True)), settings, normalisation, target,
             run=directory, resume=resume, on_progress=audience.through(on_progress),
             on_preview=on_preview if directory is not None or audience else None,
             should_stop=should_stop, should_keep=audience.keep,
         )  # fmt: skip
         info["seconds"] = round(time.monotonic() - start, 1)
+        network = None if fitted is None else fitted.network
         model = TrainedModel(network, settings, normalisation, info, codebook, target)
         found = [predict_part(model, volume, grid.stored(core), settings.labels) for core in cores]
         info["classes"] = _classes_in_use(found, model)
-        info |= _kept(audience)
+        info |= _ending(fitted, settings)
         if directory is not None:
             directory.save_model(network, codebook)
             finest = [
@@ -283,8 +285,10 @@ def _train_volume(
             write_gallery(directory.gallery, gallery)
         if directory is not None or audience:
             layers = [_first(labels, axis) for axis, labels in zip(axes, found, strict=True)]
-            steps = _steps(settings, audience)
-            _show(directory, audience, report.snapshot(steps, names, units, None, layers, n_classes=model.n_classes()))
+            steps = fitted.steps if fitted else 0
+            _show(
+                directory, audience, previews.snapshot(steps, names, units, None, layers, n_classes=model.n_classes())
+            )
         if directory is not None:
             directory.write({"finished": True, **info}, settings, normalisation)
             if should_stop():
@@ -360,36 +364,32 @@ def _targets(
 
 def _snapshot(
     done: int, model: TrainedModel, images: Sequence[Prepared], labels: Sequence[NDArray[np.int32]]
-) -> report.Snapshot:
+) -> previews.Snapshot:
     """Draw input, reconstruction, if there is one, and labels of the first few training images."""
-    few = images[: report.MOST_ROWS]
-    return report.snapshot(
+    few = images[: previews.MOST_ROWS]
+    return previews.snapshot(
         done,
         [image.name for image in few],
         [image.unit for image in few],
-        None if model.network is None else [report.reconstruct(model, image) for image in few],
-        labels[: report.MOST_ROWS],
+        None if model.network is None else [previews.reconstruct(model, image) for image in few],
+        labels[: previews.MOST_ROWS],
         n_classes=model.n_classes(),
         provisional=model.codebook is None and model.settings.labels.mode == "codebook",
     )
 
 
-def _show(directory: Run | None, audience: Audience, shot: report.Snapshot) -> None:
+def _show(directory: Run | None, audience: Audience, shot: previews.Snapshot) -> None:
     """Write the pictures to the run directory, and show them to those who look on."""
     if directory is not None:
-        outputs.write_picture(directory.preview(shot.step), report.preview(shot))
+        outputs.write_picture(directory.preview(shot.step), previews.preview(shot))
     audience.show(shot)
 
 
-def _kept(audience: Audience) -> dict[str, int]:
-    return {} if audience.kept_at is None else {"kept_at": audience.kept_at}
-
-
-def _steps(settings: Settings, audience: Audience) -> int:
-    """Count the steps that training took."""
-    if audience.kept_at is not None:
-        return audience.kept_at
-    return settings.training.epochs * settings.training.batches if settings.learns else 0
+def _ending(fitted: Fitted | None, settings: Settings) -> dict[str, Any]:
+    """Say at which step the training was kept, if that was not the last one of the settings, and why."""
+    if fitted is None or fitted.steps >= settings.training.epochs * settings.training.batches:
+        return {}
+    return {"kept_at": fitted.steps} | ({} if fitted.fault is None else {"fault": fitted.fault})
 
 
 def _network_classes(model: TrainedModel, pairs: Sequence[tuple[Prepared, RegionGraph | None]]) -> int:

@@ -350,7 +350,7 @@ class VolumeSettings(_Section):
 class Settings(_Section):
     """All settings of a run. `device` and worker counts belong to a call, not to a run."""
 
-    version: int = SETTINGS_VERSION
+    version: int = Field(SETTINGS_VERSION, ge=1)
     """Version of this format."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initial weights and of the patches."""
@@ -375,13 +375,20 @@ class Settings(_Section):
         """Whether there is a network to train."""
         return self.labels.mode != "codebook" or self.codebook.evidence in ("all", "learned")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Settings:
-        if self.version > SETTINGS_VERSION:
+    @model_validator(mode="before")
+    @classmethod
+    def _not_newer(cls, values: Any) -> Any:
+        """Say so first: what else is wrong with settings of a newer format means nothing."""
+        version = values.get("version") if isinstance(values, dict) else None
+        if isinstance(version, int) and version > SETTINGS_VERSION:
             raise ValueError(
-                f"expected settings of format {SETTINGS_VERSION} or older, but got format {self.version}; "
+                f"expected settings of format {SETTINGS_VERSION} or older, but got format {version}; "
                 "update spwnet to read them"
             )
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
         if self.losses.patches > 0 and not (self.patches.schedule or self.patches.sides):
             raise ValueError(
                 "expected a patch schedule because `losses.patches` is above 0, but got none; "

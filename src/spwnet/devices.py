@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +45,23 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise SettingsError(f"expected the device 'auto', 'cpu', 'cuda' or 'mps', but got {name!r}")
     return device
+
+
+def available_memory() -> float:
+    """Return how many bytes of memory can be had: those free, within the limit of a container; infinity if unknown."""
+    found = math.inf
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = next(1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit != "max":
+            found = min(found, float(limit) - float(used))
+    except (OSError, ValueError, StopIteration):
+        # Not Linux, or without control groups: what is there in all is the least that is known.
+        if found == math.inf and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            found = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return found
 
 
 def convolution_type(precision: str, device: torch.device) -> torch.dtype:

@@ -119,6 +119,7 @@ def regions(
     return found[0]
 
 
+@outputs.claiming("output")
 def regions_of_all(
     images: Any,
     output: str | Path,

@@ -165,7 +165,7 @@ def _check(target: Path, size: tuple[int, int] | None, *, overwrite: bool) -> No
     if suffix == ".onnx" and missing:
         raise SettingsError(
             f"expected the package {missing[0]} to write ONNX, but it is not installed; "
-            "install it by: pip install 'spwnet[deploy]'"
+            "install it by `pip install 'spwnet[deploy]'`"
         )
     if suffix != ".ts" and not hasattr(torch.export.Dim, "DYNAMIC"):
         raise SettingsError(f"expected torch 2.6 or newer for {suffix}, but got {torch.__version__}; update it")

@@ -201,7 +201,7 @@ def read_gallery(folder: Path) -> Gallery:
     path = folder / "gallery.json"
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-        version, images, classes = described["format"], list(described["images"]), list(described["classes"])
+        version = described["format"]
     except FileNotFoundError:
         raise RunError(
             f"expected what the run shows of its training images at {folder}, but there is none; train the run again"
@@ -211,6 +211,7 @@ def read_gallery(folder: Path) -> Gallery:
     if not isinstance(version, int) or version > FORMAT:
         raise RunError(f"expected a gallery of format {FORMAT} at {path}, but got {version!r}; update spwnet")
     try:
+        images, classes = list(described["images"]), list(described["classes"])
         exhibits = tuple(_read_exhibit(folder, number, entry) for number, entry in enumerate(images[:MOST_SHOWN]))
         beyond = [exhibit.name for exhibit in exhibits if exhibit.labels.max() >= len(classes)]
         if beyond or not exhibits:

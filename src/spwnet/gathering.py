@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,19 @@ import torch
 
 from spwnet.codebook import Descriptors, fit_codebook
 from spwnet.descriptors import handmade
+from spwnet.devices import available_memory
 from spwnet.errors import InputError, SettingsError
-from spwnet.images import Image, check_same_channels, fingerprint, frame_indices, label_image, open_images
+from spwnet.images import (
+    Image,
+    check_same_channels,
+    fingerprint,
+    frame_indices,
+    image_size,
+    label_image,
+    open_images,
+)
 from spwnet.prediction import prepare_image
-from spwnet.preparation import measure, prepare
+from spwnet.preparation import measure, prepare, working_size
 from spwnet.training import check_images
 from spwnet.volumes import SliceSource
 
@@ -23,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from spwnet.config import Settings
+    from spwnet.config import ImageSettings, Settings
     from spwnet.images import ImageSource
     from spwnet.preparation import Normalisation, Prepared
     from spwnet.superpixels import Superpixels
@@ -31,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRAINING_BYTES, PREDICTION_BYTES = 700, 450
+"""Memory that a working pixel takes in training and in prediction, measured with three channels, and some more."""
 MOST_CANDIDATES = 48
 """Images that "auto" looks at."""
 CANDIDATE_PIXELS, CANDIDATE_SIDE = 16_384, 128
@@ -51,6 +64,7 @@ def gather(images: Any, frames: Sequence[int] | str | None, superpixels: Any, se
     source = open_images(images, settings.images.axes)
     chosen = training_indices(source, frames, settings)
     channels = check_same_channels(source, chosen)
+    check_memory(source, chosen, settings.images, TRAINING_BYTES, "train on", together=True)
     label_source = label_source_of(superpixels, settings, source)
     raw = [source[index] for index in chosen]
     normalisation = measure(raw, settings.images)
@@ -75,6 +89,50 @@ def gather(images: Any, frames: Sequence[int] | str | None, superpixels: Any, se
             }
         )
     return TrainingData(pairs, normalisation, {"channels": channels, "images": described})
+
+
+def check_memory(
+    source: ImageSource, chosen: Sequence[int], settings: ImageSettings, bytes_each: int, what: str, *, together: bool
+) -> float:
+    """Estimate the memory that images need, and check that it can be had.
+
+    Parameters
+    ----------
+    source : ImageSource
+    chosen : sequence of int
+        Positions in it.
+    settings : ImageSettings
+    bytes_each : int
+        Memory that a working pixel takes.
+    what : str
+        What is done with the images, for the message.
+    together : bool
+        Whether all of them are held at a time, or the largest on its own.
+
+    Returns
+    -------
+    float
+        How many times as much can be had.
+
+    Raises
+    ------
+    SettingsError
+    """
+    counts = []
+    for index in chosen:
+        # Whatever its size, "auto" has an upper bound; what cannot be read is told of later.
+        with suppress(InputError):
+            auto = settings.scale == "auto"
+            counts.append(settings.max_pixels if auto else math.prod(working_size(image_size(source, index), settings)))
+    pixels = sum(counts) if together else max(counts, default=0)
+    needed, there = pixels * bytes_each, available_memory()
+    if needed > there:
+        raise SettingsError(
+            f"expected about {needed / 2**30:.1f} GiB of memory to {what} {pixels / 1e6:.1f} million working pixels, "
+            f"but there are {there / 2**30:.1f} GiB; use a lower `images.scale` (at most "
+            f"{math.sqrt(there / needed):.2g} of the present), or leave it at 'auto'"
+        )
+    return there / max(needed, 1)
 
 
 def training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:

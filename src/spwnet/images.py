@@ -215,6 +215,10 @@ class JoinedImages:
         pixels = np.concatenate([image.pixels.astype(dtype, copy=False) for image in images], axis=-1)
         return Image(pixels, self.names[position], rgb=False)
 
+    def size(self, position: int) -> tuple[int, int]:
+        """Height and width of an image, if possible without reading its pixels."""
+        return image_size(self._sources[0], position)
+
     def channels(self, position: int) -> int:
         """Count the channels of an image."""
         counts = [getattr(source, "channels", None) for source in self._sources]
@@ -292,8 +296,10 @@ def check_same_channels(source: ImageSource, indices: Sequence[int] | None = Non
 
 def image_size(source: ImageSource, position: int) -> tuple[int, int]:
     """Height and width of an image, if possible without reading its pixels."""
-    if isinstance(source, _Images):
-        return source.size(position)
+    size = getattr(source, "size", None)
+    if size is not None:
+        height, width = size(position)
+        return height, width
     height, width = source[position].pixels.shape[:2]
     return height, width
 
@@ -424,7 +430,7 @@ def readable_image(where: str) -> Iterator[None]:
     except Exception as error:  # damaged files raise anything
         remedy = "check that the file is complete, or save it again"
         if "imagecodecs" in str(error):
-            remedy = "install that by `pip install imagecodecs`, or save the file uncompressed"
+            remedy = "install that by `pip install 'spwnet[tiff]'`, or save the file uncompressed"
         raise InputError(f"expected a readable image in '{where}', but: {error}; {remedy}") from error
 
 

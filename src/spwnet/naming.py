@@ -201,14 +201,18 @@ class ClassMap:
     def mark_background(self, which: int | str | None) -> ClassMap:
         """Make a class the background, which is class 0; what was 0 takes its id. None unmarks it.
 
-        Classes that are called by their number are called by the new one, and the background so.
+        Classes that are called by their number are called by the new one, and the background so; it is called by its
+        number again when it no longer is.
 
         Raises
         ------
         SettingsError
             If there is no such class.
         """
-        plain = [one.model_copy(update={"background": False}) for one in self.classes]
+        plain = []
+        for one in self.classes:
+            name = f"class {one.id}" if one.background and one.name == "background" else one.name
+            plain.append(one.model_copy(update={"background": False, "name": name}))
         if which is None:
             return self._with(plain)
         k = self.find(which).id
@@ -325,13 +329,13 @@ def read_classes(
     except (ValueError, RecursionError, OSError) as error:
         raise SettingsError(f"expected a readable file of classes at {path}, but: {error}") from error
     version, finest, entries = (values.get(key) for key in ("version", "finest", "classes"))
+    if isinstance(version, int) and version > FORMAT:
+        raise SettingsError(
+            f"expected a file of classes of format {FORMAT} at {path}, but got format {version}; update spwnet"
+        )
     if not isinstance(version, int) or not isinstance(finest, int) or not isinstance(entries, list) or not entries:
         raise SettingsError(
             f"expected a file of classes with `version`, `finest` and [[classes]] at {path}, but one of them is missing"
-        )
-    if version > FORMAT:
-        raise SettingsError(
-            f"expected a file of classes of format {FORMAT} at {path}, but got format {version}; update spwnet"
         )
     if not 1 <= finest <= 65_536 or (n_finest is not None and finest != n_finest):
         raise SettingsError(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
+import logging
 import os
+import platform
+import sys
 from base64 import b64encode
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import wraps
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -19,12 +24,20 @@ import numpy as np
 from spwnet.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
     Picture = NDArray[np.uint8]
     Labels = NDArray[np.integer[Any]]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".spwnet.lock"
+"""File that is there while a job writes to a folder."""
 
 _LARGEST_TYPE: dict[str, type[np.unsignedinteger[Any]]] = {".png": np.uint16, ".tif": np.uint32, ".tiff": np.uint32}
 _LABEL_TYPES = (np.uint8, np.uint16, np.uint32)
@@ -75,7 +88,7 @@ def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool 
     path = Path(folder)
     with readable_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        if not (overwrite or resume) and any(path.iterdir()):
+        if not (overwrite or resume) and any(entry.name != LOCK for entry in path.iterdir()):
             raise OutputError(
                 f"expected an empty or new folder for the results, but {path} holds something already; choose another "
                 "one, or pass `overwrite=True` / `--overwrite` to replace files of the same names"
@@ -104,6 +117,99 @@ def check_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = 
         for part in missing:
             if part.is_dir():
                 part.rmdir()
+
+
+@contextmanager
+def claimed(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for one job; it is free again when the job ends, in whatever way.
+
+    Parameters
+    ----------
+    folder : path
+        Created with its parents if it is missing, and removed again if the job leaves it empty.
+
+    Raises
+    ------
+    OutputError
+        If another job holds it, in this process or another one, or it cannot be written.
+    """
+    path = Path(folder)
+    missing = [part for part in (path, *path.parents) if not os.path.lexists(part)]
+    with readable_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(path):
+            yield
+    finally:
+        for part in missing:
+            with suppress(OSError):
+                part.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = folder / LOCK
+    while True:
+        with readable_errors(folder):
+            file = lock.open("a+b")
+        if not _lock(file):
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace")
+            file.close()
+            raise OutputError(
+                f"expected {folder} for this job alone, but another one writes to it (process {holder}); wait for its "
+                "end, or choose another folder"
+            )
+        # Removed by one that just ended, it would keep nobody out.
+        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            break
+        file.close()
+    try:
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}".encode())
+        file.flush()
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        file.close()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed or the process ends; return whether nobody else has."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # Beyond the end, where nothing is read or written.
+            file.seek(1 << 20)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        logger.warning("%s cannot be locked (%s): do not write to this folder from two jobs", file.name, error.strerror)
+    return True
+
+
+def claiming(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function hold the folder that is its argument `name` while it works, if it is given one."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            folder = signature.bind(*args, **kwargs).arguments.get(name)
+            with nullcontext() if folder is None else claimed(folder):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
@@ -489,8 +595,6 @@ def provenance() -> dict[str, str]:
     dict of str to str
         Versions of spwnet, torch, numpy, scikit-image and python; the platform; the time in UTC, ISO 8601.
     """
-    import platform
-
     packages = {name: version(name) for name in ("spwnet", "torch", "numpy", "scikit-image")}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return packages | {"python": platform.python_version(), "platform": platform.platform(), "time": now}

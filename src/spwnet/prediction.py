@@ -210,6 +210,7 @@ def predict_all(
     uncertainty: bool = True,
     sha256: bool = True,
     carry: Before | Literal[False] | None = False,
+    most_workers: int = MOST_WORKERS,
 ) -> Iterator[Prediction | InputError]:
     """Label the images of a source in their order, a few at a time, each on one thread.
 
@@ -228,6 +229,8 @@ def predict_all(
         Whether to work these out.
     carry : Before, None or False
         False labels each image on its own; else each in the light of the one before it, the first in that of `carry`.
+    most_workers : int
+        Images in work at a time, at most.
 
     Yields
     ------
@@ -281,7 +284,7 @@ def predict_all(
 
         return label
 
-    workers = max(1, min(torch.get_num_threads(), len(indices), MOST_WORKERS))
+    workers = max(1, min(torch.get_num_threads(), len(indices), most_workers))
     waiting: deque[Future[Callable[[Before | None], Prediction] | InputError]] = deque()
     before = carry or None
     with worker_pool(workers) as pool:

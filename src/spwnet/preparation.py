@@ -292,6 +292,15 @@ def to_display(unit: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return np.asarray(unit[..., shown].clip(0, 1) * 255 + 0.5, np.uint8)
 
 
+def working_size(shape: Sequence[int], settings: ImageSettings) -> tuple[int, int]:
+    """Return height and width of the working image of an image (H, W, …)."""
+    height, width = (max(1, n - 2 * settings.margin) for n in shape[:2])
+    scale = 1.0 if settings.scale == "auto" else settings.scale
+    if settings.scale == "auto":
+        scale = min(1.0, math.sqrt(settings.max_pixels / (height * width)))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def _check_channels(images: Sequence[Image], channels: int) -> None:
     for image in images:
         if image.pixels.shape[-1] != channels:
@@ -327,11 +336,7 @@ def _unit(
 ) -> tuple[NDArray[np.float32], Frame]:
     """Cut, bring to 0…1, scale and sharpen, channel by channel."""
     pixels = _cut(image, settings.margin)
-    size = pixels.shape[:2]
-    scale = settings.scale
-    if scale == "auto":
-        scale = min(1.0, math.sqrt(settings.max_pixels / math.prod(size)))
-    working = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    working = working_size(image.pixels.shape, settings)
     unit = _resized_unit(pixels, working, low, high)
     for c in range(pixels.shape[-1]):
         unit[..., c] = _sharpen(unit[..., c], settings)

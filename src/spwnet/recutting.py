@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@outputs.claiming("output")
 def recut(
     segmentation: str | Path,
     output: str | Path,

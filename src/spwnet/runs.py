@@ -340,6 +340,13 @@ class Run:
             return start
         return read_classes(self.classes, start.n_finest, start.parents, start.model)
 
+    def classes_version(self) -> str:
+        """Return what tells one content of ``classes.toml`` from another; nothing if there is no such file."""
+        try:
+            return hashlib.sha256(self.classes.read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return ""
+
     def save_classes(self, classes: ClassMap) -> None:
         """Write ``classes.toml``, and remember what it said before."""
         earlier = read_lines(self.earlier_classes)[1 - MOST_UNDONE :]

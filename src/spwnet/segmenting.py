@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from spwnet import outputs
 from spwnet.errors import InputError, SettingsError, Stopped
-from spwnet.gathering import label_source_of
+from spwnet.gathering import PREDICTION_BYTES, check_memory, label_source_of
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
-from spwnet.prediction import predict_all, thinning
+from spwnet.prediction import MOST_WORKERS, predict_all, thinning
 from spwnet.results import Results
 from spwnet.runs import TrainedModel, load
 from spwnet.training import Progress, stoppable
@@ -66,6 +66,7 @@ class Segmentation:
     uncertainty: list[NDArray[np.float32]] = field(default_factory=list)
 
 
+@outputs.claiming("output")
 def segment(
     model: TrainedModel | str | Path,
     images: Any,
@@ -160,6 +161,7 @@ def segment(
             f"expected images of {model.info['channels']} channels as in training, but '{source.names[chosen[0]]}' "
             f"has {channels}; segment images of the same kind"
         )
+    at_once = check_memory(source, chosen, model.settings.images, PREDICTION_BYTES, "segment", together=False)
     label_source = label_source_of(superpixels, model.settings, source)
     steady = is_video if cleaning.steady == "auto" else cleaning.steady
     steady = steady and cleaning.mode == "codebook"
@@ -219,6 +221,7 @@ def segment(
         uncertainty=uncertainty,
         sha256=writer is not None and not (is_video and suffix == VIDEO),
         carry=carry if steady else False,
+        most_workers=max(1, int(min(at_once, MOST_WORKERS))),
     )
     with stoppable() as should_stop:
         for done, (position, outcome) in enumerate(zip(todo, stream, strict=True), start=1):

@@ -133,8 +133,9 @@ class Server:
             return False
 
     def start(self) -> Server:
-        """Begin to answer, in threads that do not keep the program alive."""
-        self._thread.start()
+        """Begin to answer, in threads that do not keep the program alive; a second time does nothing."""
+        if self._thread.ident is None:
+            self._thread.start()
         return self
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,6 +105,24 @@ class Progress:
     total: int
     seconds_left: float
     values: dict[str, float]
+
+
+class Fitted(NamedTuple):
+    """What became of a training.
+
+    Attributes
+    ----------
+    network : WNet
+        Calibrated, in evaluation mode.
+    steps : int
+        Taken in all; fewer than the settings' if it was kept early, or failed.
+    fault : str or None
+        Why the step after those could not be taken.
+    """
+
+    network: WNet
+    steps: int
+    fault: str | None = None
 
 
 @contextmanager
@@ -364,7 +382,7 @@ def step(
     Raises
     ------
     RunError
-        If a loss is not finite; the step is not taken.
+        If a loss or its gradient is not finite; the step is not taken.
     """
     weights = settings.losses.model_dump()
     sums: dict[str, float] = {}
@@ -383,6 +401,12 @@ def step(
         raise RunError(
             f"expected finite losses, but the loss '{odd[0]}' is {sums[odd[0]]}; start again with a lower "
             "`training.learning_rate` or a lower weight of that loss"
+        )
+    slopes = [weight.grad.norm() for weight in network.parameters() if weight.grad is not None]
+    if not torch.isfinite(torch.stack(slopes)).all():
+        raise RunError(
+            "expected finite gradients, but the losses rise beyond what numbers can hold; start again with a lower "
+            "`training.learning_rate`"
         )
     optimiser.step()
     return sums
@@ -440,8 +464,11 @@ def fit(
     on_preview: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     should_keep: Callable[[], bool] = lambda: False,
-) -> WNet:
+) -> Fitted:
     """Train the network for the settings' epochs, or until told to keep what there is.
+
+    If a loss or a gradient is not finite, that step is undone, and the training ends with what the steps before it
+    gave.
 
     Parameters
     ----------
@@ -464,15 +491,15 @@ def fit(
 
     Returns
     -------
-    WNet
-        The same network, calibrated, in evaluation mode.
+    Fitted
+        With the same network.
 
     Raises
     ------
     Stopped
         If asked to stop; the checkpoint holds everything up to the last step.
     RunError
-        If a loss is not finite.
+        If a loss or a gradient is not finite in the first step.
     """
     device = images[0].pixels.device
     dtype = convolution_type(settings.training.precision, device)
@@ -484,13 +511,28 @@ def fit(
     total = settings.training.epochs * settings.training.batches
     start = saved = previewed = time.monotonic()
     preview_pause = 0.0
+    steps, fault = max(first, total), None
     with deterministic():
         for number in range(first, total):
             # Each step has its own random numbers, so that a resumed training draws the same.
             rng = np.random.default_rng([settings.seed, number])
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(number, settings)
-            terms = step(network, optimiser, images, settings, rng, dtype)
+            before = [buffer.clone() for buffer in network.buffers()]
+            try:
+                terms = step(network, optimiser, images, settings, rng, dtype)
+            except RunError as error:
+                if number == 0:
+                    raise
+                for buffer, old in zip(network.buffers(), before, strict=True):
+                    buffer.copy_(old)
+                steps, fault = number, str(error)
+                logger.error(
+                    "step %d of %d failed, and what the steps before it gave is kept: %s", number + 1, total, error
+                )
+                if run is not None:
+                    run.save_checkpoint(network, optimiser, steps)
+                break
             done = number + 1
             now = time.monotonic()
             if run is not None:
@@ -505,6 +547,7 @@ def fit(
             if stop:
                 raise Stopped(f"stopped after step {done} of {total}; go on by `--resume` (in Python `resume=True`)")
             if last:
+                steps = done
                 break
             if on_preview is not None and now - previewed > max(PREVIEW_SECONDS, preview_pause):
                 calibrate(network, images, dtype)
@@ -512,4 +555,4 @@ def fit(
                 previewed = time.monotonic()
                 preview_pause = (previewed - now) / PREVIEW_SHARE
         calibrate(network, images, dtype)
-    return network
+    return Fitted(network, steps, fault)

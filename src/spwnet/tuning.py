@@ -59,6 +59,7 @@ class Trial:
     seconds: float
 
 
+@outputs.claiming("output")
 def tune(
     images: Any,
     output: str | Path,

@@ -120,6 +120,10 @@ class VideoSource:
         """Count the channels of a frame without reading its pixels: all have as many."""
         return self._channels
 
+    def size(self, position: int) -> tuple[int, int]:
+        """Height and width of a frame in pixels, without reading it: those of all."""
+        return self.shape
+
     def __getitem__(self, position: int) -> Image:
         number = self.numbers[position]
         with self._lock, self._readable(number):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -23,7 +22,7 @@ from spwnet import outputs
 from spwnet.blocks import tiles
 from spwnet.blockstore import BlockStore
 from spwnet.classes import clean, legend
-from spwnet.devices import worker_pool
+from spwnet.devices import available_memory, worker_pool
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.images import fingerprint
 from spwnet.runs import TrainedModel, load
@@ -78,6 +77,7 @@ class VolumeSegmentation:
     summary: dict[str, Any]
 
 
+@outputs.claiming("output")
 def segment_volume(
     model: TrainedModel | str | Path,
     volume: Volume,
@@ -248,8 +248,7 @@ def check_memory(shape: Sequence[int], labels: LabelSettings) -> None:
     ------
     SettingsError
     """
-    needed = math.prod(shape) * CLEANING_BYTES
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    needed, there = math.prod(shape) * CLEANING_BYTES, available_memory()
     if labels.cleans and needed > there:
         raise SettingsError(
             f"expected memory of about {needed / 2**30:.0f} GiB to clean labels of {'×'.join(map(str, shape))} voxels, "

@@ -15,10 +15,10 @@ from spwnet.devices import arithmetic, convolution_type, deterministic
 from spwnet.errors import InputError
 from spwnet.filters import averaged
 from spwnet.graph import build_graph
-from spwnet.report import in_range
+from spwnet.previews import in_range
 from spwnet.runs import evidence_kinds, make_network
 from spwnet.superpixels import superpixels_from_labels
-from spwnet.training import TrainingImage, continuity_weights, fit
+from spwnet.training import Fitted, TrainingImage, continuity_weights, fit
 from spwnet.volumetric import STEPS, Part, describe_part, see
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def fit_volume(
     on_preview: Callable[[int, Sequence[Seen]], None] | None,
     should_stop: Callable[[], bool],
     should_keep: Callable[[], bool],
-) -> tuple[WNet | None, Codebook]:
+) -> tuple[Fitted | None, Codebook]:
     """Train the network, if there is one, and fit the codebook on parts of a volume.
 
     Parameters
@@ -124,7 +124,7 @@ def fit_volume(
     channels = volume.channels
     taught = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"evidence": "handmade"})})
     parts = [see(volume, grid, core, settings, normalisation, learns=settings.learns) for _, core in cores]
-    network = None
+    network = fitted = None
     if settings.learns:
         network = make_network(settings, channels, solid=True).to(device)
         targets: list[NDArray[np.int32] | None] = [None] * len(parts)
@@ -150,14 +150,14 @@ def fit_volume(
             assert show is not None
             show(done, [_seen(trained, image, settings, normalisation) for image in batch])
 
-        fit(
+        fitted = fit(
             network, batch, settings, run=run, resume=resume, on_progress=on_progress,
             on_preview=None if on_preview is None else look, should_stop=should_stop, should_keep=should_keep,
         )  # fmt: skip
     with torch.inference_mode():
         rows = [_in_core(part, describe_part(network, part, grid, settings, device)) for part in parts]
     kinds = evidence_kinds(settings, channels, solid=True)
-    return network, fit_codebook(rows, kinds, settings.codebook.finest, settings.seed, STEPS)
+    return fitted, fit_codebook(rows, kinds, settings.codebook.finest, settings.seed, STEPS)
 
 
 @torch.inference_mode()

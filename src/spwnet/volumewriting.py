@@ -481,7 +481,10 @@ def _write_zarr(path: Path, volume: _Volume, ome_version: Literal["0.4", "0.5"])
             level.add(z.start, ids)
     for level in levels:
         level.flush()
-    colours = [{"label-value": k, "rgba": [*map(int, colour), 255]} for k, colour in enumerate(volume.legend.colours)]
+    colours = [
+        {"label-value": k, "rgba": [*map(int, colour), 0 if k == volume.legend.background else 255]}
+        for k, colour in enumerate(volume.legend.colours)
+    ]
     label: dict[str, Any] = {"version": ome_version, "colors": colours, "source": {"image": "../../"}}
     if volume.legend.names:
         label["properties"] = [{"label-value": k, "name": name} for k, name in sorted(volume.legend.names.items())]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from spwnet.report import Snapshot
+    from spwnet.previews import Snapshot
     from spwnet.training import Progress
 
     Ending = Literal["finished", "stopped", "failed", "closed"]
@@ -75,17 +75,10 @@ class Audience:
     Parameters
     ----------
     watchers : sequence of Watcher
-
-    Attributes
-    ----------
-    kept_at : int or None
-        The step after which a watcher wanted to stop and keep.
     """
 
     def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
         self._watchers = list(watchers)
-        self._done = 0
-        self.kept_at: int | None = None
 
     def __bool__(self) -> bool:
         return bool(self._watchers)
@@ -95,7 +88,6 @@ class Audience:
 
         def both(progress: Progress) -> None:
             on_progress(progress)
-            self._done = progress.done
             self._each(lambda watcher: watcher.update(progress))
 
         return both
@@ -105,10 +97,8 @@ class Audience:
         self._each(lambda watcher: watcher.show(snapshot))
 
     def keep(self) -> bool:
-        """Tell whether a watcher wants to stop after the step just taken, and remember which that was."""
-        if any(self._each(lambda watcher: watcher.keep)):
-            self.kept_at = self._done
-        return self.kept_at is not None
+        """Tell whether a watcher wants to stop after the step just taken."""
+        return any(self._each(lambda watcher: watcher.keep))
 
     def _each(self, what: Callable[[Watcher], Any]) -> list[Any]:
         found = []

@@ -45,6 +45,8 @@ from spwnet.cli.options import (
     View,
     VolumeOptions,
 )
+from spwnet.cli.pages import report as write_report
+from spwnet.cli.pages import view as view_run
 from spwnet.cli.progress import ProgressBar, say, say_address
 from spwnet.cli.reading import (
     is_open_volume,
@@ -66,7 +68,8 @@ app = App(
     help="Segment images, videos and tomograms with no labels and no pretrained weights.",
 )
 
-app.command(name_classes)
+for command in (name_classes, view_run, write_report):
+    app.command(command)
 
 
 @app.command
@@ -350,6 +353,7 @@ def demo(
         say(f"  {name:<12} {value:.3f}")
     say(f"  {'mean':<12} {result['mean_iou']:.3f}   ({result['seconds']} s)")
     say(f"picture: {result['picture']}")
+    say(f"look, merge and name: spwnet view {out / 'run'}")
 
 
 @app.command

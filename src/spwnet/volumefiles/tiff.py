@@ -117,7 +117,7 @@ def open_tiff(path: Path) -> Stored:
                 where = ", ".join(f"{axis} {k}" for axis, k in zip(axes, wanted, strict=False)) or "0"
                 remedy = "save the file again"
                 if "imagecodecs" in str(error):
-                    remedy = "install that by `pip install imagecodecs`, or save the file uncompressed"
+                    remedy = "install that by `pip install 'spwnet[tiff]'`, or save the file uncompressed"
                 raise InputError(f"expected to decode the page at {where}, but: {error}; {remedy}") from error
             block[place] = page[(0,) * leading] if leading else page
         return block

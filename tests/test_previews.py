@@ -10,7 +10,7 @@ from spwnet.filters import interpolated
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
-from spwnet.report import preview, reconstruct, snapshot
+from spwnet.previews import preview, reconstruct, snapshot
 from spwnet.runs import TrainedModel, make_network
 from tests.conftest import TINY, picture
 

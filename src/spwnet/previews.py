@@ -1,4 +1,4 @@
-"""What a person looks at: previews during training, and the demo's picture."""
+"""Pictures of a training: previews of its images, and what whoever watches it sees."""
 
 from __future__ import annotations
 

@@ -1,0 +1,91 @@
+"""What SECURITY.md says: every test that it names is there, and what no other file tests."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+import spwnet
+from spwnet.config import make_settings
+from spwnet.errors import RunError, SettingsError
+from spwnet.gallery import read_gallery
+from spwnet.naming import read_classes
+from spwnet.runs import Run
+from tests.conftest import TINY, picture
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_each_threat_has_its_test():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) > 25
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| threat", "| ---"))]
+    assert all("test_" in row for row in rows)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("strange") / "run"
+    spwnet.train([picture(0)], run, settings=make_settings(overrides=TINY))
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return Run(shutil.copytree(trained, tmp_path / "run"))
+
+
+def change(path, edit):
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("changes", [{"ch_mul": 4096}, {"n_blocks": 8, "ch_mul": 2048}, {"classes": 65_536}])
+def test_a_giant_network_is_refused_before_it_is_made(run, changes):
+    change(run.description, lambda values: values["settings"]["model"].update(changes))
+    tracemalloc.start()
+    with pytest.raises(RunError, match=r"weights and run\.json are of different runs"):
+        run.load()
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+
+
+def test_names_of_a_run_lead_nowhere(run, tmp_path):
+    """Files of a gallery are numbered; names are only shown."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+
+    def rename(values):
+        for image in values["images"]:
+            image["name"] = f"../../{secret.name}"
+
+    change(run.gallery / "gallery.json", rename)
+    change(run.description, rename)
+    assert read_gallery(run.gallery).exhibits[0].name == "../../secret.png"
+    spwnet.segment(run.load(), [picture(0)], tmp_path / "out")
+    page = spwnet.report(run.folder, tmp_path / "report.html").read_text()
+    assert "secret" in page
+    assert "c2VjcmV0" not in page  # base64 of what is in the file
+    assert secret.read_bytes() == b"secret"
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "[" + "a." * 50_000 + "b]\nc = 1", "a = " + "{b = " * 50_000])
+def test_deep_nesting_is_refused(tmp_path, run, text):
+    (tmp_path / "deep.toml").write_text(text)
+    with pytest.raises(SettingsError, match=r"deep\.toml|setting"):
+        make_settings("default", tmp_path / "deep.toml")
+    with pytest.raises(SettingsError, match=r"deep\.toml"):
+        read_classes(tmp_path / "deep.toml")
+    for path, read in ((run.description, run.load), (run.gallery / "gallery.json", lambda: read_gallery(run.gallery))):
+        path.write_text('{"format": 3, "a": ' + "[" * 200_000)
+        with pytest.raises(RunError):
+            read()
