@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spwnet.evaluation import evaluate
     from spwnet.exporting import ExportReport, export
     from spwnet.hierarchy import RegionHierarchy
+    from spwnet.lazylabels import LazyLabels
     from spwnet.recutting import recut
     from spwnet.runs import TrainedModel, load
     from spwnet.samples import sample
@@ -45,6 +46,7 @@ _HOME = {
     "regions": "spwnet.dividing",
     "regions_of_all": "spwnet.dividing",
     "recut_regions": "spwnet.dividing",
+    "LazyLabels": "spwnet.lazylabels",
     "RegionHierarchy": "spwnet.hierarchy",
     "Segmentation": "spwnet.segmenting",
     "PRESETS": "spwnet.config",
@@ -72,6 +74,7 @@ _HOME = {
 __all__ = [
     "PRESETS",
     "ExportReport",
+    "LazyLabels",
     "LivePage",
     "NotebookView",
     "Progress",
