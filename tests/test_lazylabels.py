@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -128,6 +130,11 @@ def test_volume_equal_to_segment_volume(solid_model):
     assert np.array_equal(found, spwnet.segment_volume(solid_model, volume, classes=named).labels)
     by_plane = found.with_classes(named, by_plane=True)
     assert np.array_equal(by_plane[7], clean(named.table()[found.finest(7)], named.labels()))
+    assert not by_plane.complete
+    assert np.array_equal(by_plane, found)
+    assert np.array_equal(by_plane[7], found[7])
+    assert by_plane.complete
+    assert copy.deepcopy(found) is found
 
 
 def test_slices_of_a_volume_one_by_one(model):

@@ -69,6 +69,10 @@ class PlaneArray:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __deepcopy__(self, _: dict[int, Any]) -> PlaneArray:
+        # What it gives never changes, and what it keeps is shared.
+        return self
+
     def plane(self, *where: int) -> Ids:
         """Return one plane, (H, W), by its position along each axis before the last two."""
         raise NotImplementedError
@@ -192,8 +196,8 @@ class LazyLabels(PlaneArray):
         labels : LabelSettings, optional
             Labelling and cleaning other than the run's own.
         by_plane : bool
-            Clean each slice of a volume by itself, to see what becomes of it; else a volume is cleaned whole, so that
-            any slice takes all of it to be worked out. Images are always cleaned one by one.
+            Where a volume that is to be cleaned is indexed, clean each slice by itself until `compute` has cleaned it
+            whole; else any slice takes all of it to be worked out. Images are always cleaned one by one.
 
         Raises
         ------
@@ -210,9 +214,14 @@ class LazyLabels(PlaneArray):
         return isinstance(self._kept, _Slabs)
 
     @property
-    def complete(self) -> bool:
-        """Whether everything is worked out and kept."""
+    def is_worked_out(self) -> bool:
+        """Whether all finest classes are worked out and kept."""
         return not self._kept.missing()
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is worked out, and a volume that is to be cleaned is so."""
+        return self.is_worked_out and not (self.is_volume and self.labels.cleans and self._whole is None)
 
     def is_ready(self, k: int) -> bool:
         """Whether image or slice `k` is worked out and kept."""
@@ -227,11 +236,16 @@ class LazyLabels(PlaneArray):
         (k,) = where
         if isinstance(self._kept, _Frames):
             return self._kept.labelled(k, self._table, self.labels).astype(self.dtype)
-        if self.labels.cleans and not self._by_plane:
+        if self._whole is not None or (self.labels.cleans and not self._by_plane):
             layer: Ids = self._cleaned()[k]
             return layer
         found = self._table[self._kept.finest(k)].astype(self.dtype)
         return clean(found, self.labels) if self.labels.cleans else found
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if self.is_volume and self.labels.cleans:
+            self._cleaned()
+        return super().__array__(dtype, copy)
 
     def _cleaned(self) -> Ids:
         if self._whole is None:
@@ -265,7 +279,7 @@ class LazyLabels(PlaneArray):
             After Ctrl-C; what was worked out is kept.
         """
         self._kept.compute(on_progress)
-        if self.is_volume and self.labels.cleans and not self._by_plane:
+        if self.is_volume and self.labels.cleans:
             self._cleaned()
         return self
 
