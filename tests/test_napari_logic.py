@@ -31,7 +31,8 @@ from spwnet.napari.editing import Editing
 from spwnet.napari.files import composite, get_reader, read_segmentation, swim, write_labels
 from spwnet.napari.inputs import open_layers
 from spwnet.napari.jobs import Job
-from spwnet.napari.logic import DIMMED, METADATA, Session, chosen_frames, picked_layers, read_names, read_settings
+from spwnet.napari.logic import DIMMED, METADATA, Session, picked_layers
+from spwnet.napari.reading import chosen_frames, read_names, read_settings
 
 
 def pictures(count=5):
@@ -279,8 +280,11 @@ def test_a_slice_that_is_looked_at_is_worked_out_and_no_other(session, viewer, r
     assert [one.plane for one in lacking] == [(4,)]
     fill(session)
     assert layer.get_value((18, 13, 17), world=True) == expected[4][20, 26]
+    session.close()
+    lacking.clear()
     layer.visible = False
     viewer.dims.set_point(0, 10)
+    assert lacking == []
     assert session.look() == []
     layer.visible = True
     viewer.dims.ndisplay = 3

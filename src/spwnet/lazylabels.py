@@ -216,7 +216,7 @@ class LazyLabels(PlaneArray):
     @property
     def is_worked_out(self) -> bool:
         """Whether all finest classes are worked out and kept."""
-        return not self._kept.missing()
+        return self._kept.is_complete()
 
     @property
     def complete(self) -> bool:
@@ -303,6 +303,9 @@ class _Store:
     def is_ready(self, piece: int) -> bool:
         return piece in self._pieces
 
+    def is_complete(self) -> bool:
+        return len(self._pieces) == self.count
+
     def missing(self) -> list[int]:
         with self._lock:
             return [k for k in range(self.count) if k not in self._pieces]
@@ -355,8 +358,8 @@ class _Frames:
     def is_ready(self, piece: int) -> bool:
         return self._store.is_ready(piece)
 
-    def missing(self) -> list[int]:
-        return self._store.missing()
+    def is_complete(self) -> bool:
+        return self._store.is_complete()
 
     def make(self, piece: int) -> tuple[tuple[Ids, Frame], int]:
         model, image = self._model, self._source[piece]
@@ -376,7 +379,7 @@ class _Frames:
         return restore(clean(table[ids], labels), frame)
 
     def compute(self, on_progress: Callable[[Progress], None]) -> None:
-        missing = self.missing()
+        missing = self._store.missing()
         if not missing:
             return
         ids, _ = self._store.get(missing[0], self)
@@ -411,8 +414,8 @@ class _Slabs:
     def is_ready(self, piece: int) -> bool:
         return self._all is not None or self._store.is_ready(piece)
 
-    def missing(self) -> list[int]:
-        return [] if self._all is not None else self._store.missing()
+    def is_complete(self) -> bool:
+        return self._all is not None or self._store.is_complete()
 
     def make(self, piece: int) -> tuple[Ids, int]:
         depth, height, width = self.shape
@@ -429,7 +432,7 @@ class _Slabs:
         return slab
 
     def compute(self, on_progress: Callable[[Progress], None]) -> None:
-        if not self.missing():
+        if self.is_complete():
             return
         size: Sequence[int] = self.shape
         self._store.check_room(math.prod(size) * self._dtype.itemsize, f"{'×'.join(map(str, size))} voxels")

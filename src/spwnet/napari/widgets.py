@@ -30,7 +30,8 @@ from qtpy.QtWidgets import QColorDialog, QScrollArea, QTabWidget
 
 from spwnet.config import PRESETS
 from spwnet.errors import InputError, SpwnetError, Stopped
-from spwnet.napari.logic import Session, chosen_frames, name_scribbles, picked_layers, read_names, read_settings
+from spwnet.napari.logic import Session, name_scribbles, picked_layers
+from spwnet.napari.reading import chosen_frames, read_names, read_settings
 from spwnet.outputs import data_uri
 from spwnet.report import Snapshot, preview
 from spwnet.training import Progress
@@ -111,7 +112,8 @@ class Panel:
         }
         for page in self.pages.values():
             page.native.layout().addStretch(1)
-        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+        self._watched = viewer.layers.events.inserted, viewer.layers.events.removed
+        for event in self._watched:
             event.connect(self._offer_layers)
         self._offer_layers()
         self._update()
@@ -342,7 +344,10 @@ class Panel:
             self._job.stop()
 
     def close(self) -> None:
-        """Let everything stop that goes on in the background."""
+        """Let everything stop that goes on in the background, and look at the viewer no more."""
+        self.session.close()
+        for event in self._watched:
+            event.disconnect(self._offer_layers)
         for job in (self._job, self._filled):
             if job is not None:
                 job.close()
