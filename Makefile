@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 docs: $(VENV)/.docs
-	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
+	$(BIN)/sphinx-build -E -W --keep-going -n -b html docs docs/_build/html
 	@echo "the site: docs/_build/html/index.html"
 
 $(VENV)/.docs: $(READY)

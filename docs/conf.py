@@ -21,12 +21,15 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_generated", "_ext"]
 nitpicky = True
+# Quotes and dashes are those of commands.
+smartquotes = False
 
 # A name in single backticks is linked where the reference has it, and shown as code where it has not.
 default_role = "py:obj"
 add_module_names = False
 python_display_short_literal_types = True
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
