@@ -18,7 +18,7 @@ da = pytest.importorskip("dask.array")
 import spwnet
 from spwnet.config import make_settings
 from spwnet.errors import InputError, OutputError, RunError, SettingsError, Stopped
-from spwnet.report import Snapshot
+from spwnet.previews import Snapshot
 from spwnet.training import Progress
 from spwnet.units import unit_symbol
 from tests.conftest import SOLID, TINY, phantom, picture
