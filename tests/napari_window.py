@@ -51,7 +51,13 @@ def main(folder, shot):
         pause()
     assert set(panel.session.editing.selected) == {1, other}, panel.session.editing.selected
     assert sorted(panel.classes.value) == sorted(panel.session.editing.selected)
+    before = panel.session.editing.classes
     panel.merge.native.click()
+    merged = panel.session.editing.classes
+    for key, expected in ((Qt.Key.Key_U, before), (Qt.Key.Key_R, merged)):
+        QTest.keyClick(canvas.native, key, Qt.KeyboardModifier.ShiftModifier)
+        pause()
+        assert panel.session.editing.classes == expected, key
     panel.name_edit.value = "both"
     panel.name_edit.native.editingFinished.emit()
     panel.smooth.value = 1.0

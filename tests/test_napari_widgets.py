@@ -20,7 +20,7 @@ QtWidgets = pytest.importorskip("qtpy.QtWidgets", reason="needs a Qt binding", e
 
 import spwnet
 from spwnet.config import make_settings
-from tests.conftest import TINY, picture
+from tests.conftest import TINY, phantom, picture
 
 from napari.components import ViewerModel
 from napari.utils.notifications import notification_manager
@@ -104,6 +104,25 @@ def test_training_shows_the_classes_where_one_looks(trained):
     click(trained.segment_all)
     wait(lambda: idle(trained))
     assert result.labels.part(()).complete
+
+
+def test_volumes_whole_have_the_progress_bar(panel, solid_model):
+    panel.viewer.add_image(phantom((40, 40, 40))[..., 0], name="scan", axis_labels=("z", "y", "x"))
+    panel.layers.value, panel.kind.value = ["scan"], "volume"
+    panel.session.use(solid_model)
+    click(panel.show_classes)
+    wait(lambda: idle(panel))
+    (result,) = panel.session.results
+    assert not result.labels.part(()).is_worked_out
+    panel.viewer.dims.ndisplay = 3
+    assert panel.cancel.enabled
+    wait(lambda: idle(panel))
+    assert result.labels.part(()).complete
+    panel.viewer.dims.ndisplay = 2
+    panel.classes.value = [1]
+    panel.remove_objects.value = 30
+    assert not result.labels.part(()).complete
+    wait(lambda: idle(panel) and result.labels.part(()).complete)
 
 
 def test_a_training_with_pictures_is_stopped_and_kept(panel, messages):

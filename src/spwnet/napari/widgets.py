@@ -245,7 +245,6 @@ class Panel:
         def use(model: Any) -> None:
             self.session.use(model, run)
             self.session.segment(given)
-            self._look()
 
         self._start(job, use, "reading")
         self.keep.enabled = True
@@ -276,7 +275,14 @@ class Panel:
             self._fill(missing)
 
     def _fill(self, missing: Sequence[Missing]) -> None:
-        """Work out what is looked at, one after another: where the user has gone on since, that comes next."""
+        """Work out what is looked at, one plane after another: where the user has gone on since, that comes next.
+
+        What takes longer, volumes whole, is the one piece of work that has the progress bar.
+        """
+        if missing[0].plane is None:
+            if self._job is None:
+                self._start(self.session.filling(missing[0]), lambda _: self.session.refresh(), "segmenting")
+            return
         if self._filled is not None:
             return
         self._filled = self.session.filling(missing[0])
@@ -311,7 +317,11 @@ class Panel:
             self.state.value = ""
             self._allow()
 
-        self._work(job, use, settle, self._follow)
+        def done(found: Any) -> None:
+            use(found)
+            self._look()
+
+        self._work(job, done, settle, self._follow)
 
     def _work(
         self, job: Job[Any], use: Callable[[Any], None], settle: Callable[[], None], follow: Callable[[Any], None]
