@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spwnet.evaluation import evaluate
     from spwnet.exporting import ExportReport, export
     from spwnet.hierarchy import RegionHierarchy
+    from spwnet.lazylabels import LazyLabels
     from spwnet.recutting import recut
     from spwnet.runs import TrainedModel, load
     from spwnet.samples import sample
@@ -46,6 +47,7 @@ _HOME = {
     "regions": "spwnet.dividing",
     "regions_of_all": "spwnet.dividing",
     "recut_regions": "spwnet.dividing",
+    "LazyLabels": "spwnet.lazylabels",
     "RegionHierarchy": "spwnet.hierarchy",
     "Segmentation": "spwnet.segmenting",
     "PRESETS": "spwnet.config",
@@ -75,6 +77,7 @@ _HOME = {
 __all__ = [
     "PRESETS",
     "ExportReport",
+    "LazyLabels",
     "LivePage",
     "NotebookView",
     "Progress",

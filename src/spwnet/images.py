@@ -128,8 +128,10 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
     images : path, array, sequence of either, or ImageSource
         A path is a file, a folder, or a glob pattern such as ``"scan/**/*.tif"``; folders and patterns give their
         files in natural order (frame2 before frame10), a list in its own. PNG, JPEG, BMP, TIFF and NPY are read.
-        One TIFF or NPY file, or one array, may hold many images; in a list each entry is one image. A video (MP4, M4V,
-        MOV, MKV, WebM, AVI) is opened alone, and gives a `spwnet.videos.VideoSource`; that needs ``spwnet[video]``.
+        One TIFF or NPY file, or one array, may hold many images; in a list each entry is one image. An array is NumPy,
+        or anything with shape, dtype and indexing, such as Dask and Zarr, of which one image is read at a time. A video
+        (MP4, M4V, MOV, MKV, WebM, AVI) is opened alone, and gives a `spwnet.videos.VideoSource`; that needs
+        ``spwnet[video]``.
     axes : str, optional
         Names of the axes of arrays, NPY and TIFF, for example "YXC", "CYX" or "TZCYX": Y, X, channels C, and frames
         along any other. If not given, they are read from the TIFF; else two dimensions are YX, four TYXC, and three
@@ -140,17 +142,17 @@ def open_images(images: Any, axes: str | None = None) -> ImageSource:
     InputError
         If there is nothing there, or nothing that can be read.
     """
-    if isinstance(images, np.ndarray):
-        return _frames_of(_from_array(images, axes), "image")
     if isinstance(images, str | Path):
         images = [images]
     elif isinstance(images, ImageSource):
         return images
+    elif _is_array(images):
+        return _frames_of(_from_array(images, axes), "image")
     if not isinstance(images, list | tuple) or not images:
         raise InputError(
             f"expected a path, an array or a list of these, but got {type(images).__name__} {str(images)[:60]!r}"
         )
-    if all(isinstance(entry, np.ndarray) for entry in images):
+    if all(_is_array(entry) for entry in images):
         stacks = [_from_array(entry, axes) for entry in images]
         return _Images(numbered("image", len(stacks)), range(len(stacks)), lambda k: (single_image(stacks[k]), 0))
     if not all(isinstance(entry, str | Path) for entry in images):
@@ -447,9 +449,15 @@ def open_stack(path: Path, axes: str | None) -> Stack:
     return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), axes)
 
 
-def _from_array(array: NDArray[Any], axes: str | None) -> Stack:
-    names = _name_axes(array.shape, axes)
-    return Stack(array.shape, names, array.__getitem__, coloured=True)
+def _is_array(entry: Any) -> bool:
+    """Tell arrays, also those that read or work out what is asked for, from paths and lists."""
+    return all(hasattr(entry, what) for what in ("shape", "dtype", "__getitem__"))
+
+
+def _from_array(array: Any, axes: str | None) -> Stack:
+    shape = tuple(map(int, array.shape))
+    names = _name_axes(shape, axes)
+    return Stack(shape, names, lambda index: np.asarray(array[index]), coloured=True)
 
 
 def _name_axes(shape: tuple[int, ...], axes: str | None) -> str:

@@ -132,23 +132,8 @@ def segment(
     """
     if not isinstance(model, TrainedModel):
         model = load(model, device=device)
-    if model.solid:
-        raise InputError(
-            "expected a volume for this model, which was trained on one, but got images; open it by `open_volume` and "
-            "use `segment_volume` (on the command line: `spwnet segment` with --volume)"
-        )
     cleaning = model.labels(labels, classes)
-    if cleaning.mode == "codebook" and model.codebook is None:
-        raise SettingsError(
-            "expected a model trained with `labels.mode = 'codebook'` to label by codebook, but this one has none; "
-            "use 'argmax_of_mean' or 'max_count_of_argmax'"
-        )
-    if cleaning.mode != "codebook" and model.network is None:
-        raise SettingsError(
-            f"expected a model with a network to label by {cleaning.mode!r}, but this one was made without training; "
-            "use `labels.mode = 'codebook'`, or train with `codebook.evidence = 'all'`"
-        )
-    model.members(cleaning)
+    check_images_for(model, cleaning)
     n_classes = model.n_classes(cleaning)
     source = open_images(images, model.settings.images.axes)
     chosen = frame_indices(source, "all" if frames is None else frames)
@@ -254,6 +239,31 @@ def segment(
     names = tuple(name for name in names if name in counts)
     counts = {name: counts[name] for name in names}
     return Segmentation(names, found, counts, None if writer is None else writer.folder, doubts)
+
+
+def check_images_for(model: TrainedModel, labels: LabelSettings) -> None:
+    """Check that a model can label images as the settings say.
+
+    Raises
+    ------
+    InputError, SettingsError
+    """
+    if model.solid:
+        raise InputError(
+            "expected a volume for this model, which was trained on one, but got images; open it by `open_volume` and "
+            "use `segment_volume` (on the command line: `spwnet segment` with --volume)"
+        )
+    if labels.mode == "codebook" and model.codebook is None:
+        raise SettingsError(
+            "expected a model trained with `labels.mode = 'codebook'` to label by codebook, but this one has none; "
+            "use 'argmax_of_mean' or 'max_count_of_argmax'"
+        )
+    if labels.mode != "codebook" and model.network is None:
+        raise SettingsError(
+            f"expected a model with a network to label by {labels.mode!r}, but this one was made without training; "
+            "use `labels.mode = 'codebook'`, or train with `codebook.evidence = 'all'`"
+        )
+    model.members(labels)
 
 
 def _track(source: ImageSource, chosen: Sequence[int], rate: float) -> Track:

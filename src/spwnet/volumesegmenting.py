@@ -145,7 +145,8 @@ def segment_volume(
         model = load(model, device=device)
     chosen = model.labels(labels, classes)
     check_options(suffix=suffix, block=block, workers=workers)
-    n_classes = _check(model, volume, chosen)
+    n_classes = check_volume_for(model, volume, chosen)
+    check_memory(volume.shape, chosen)
     sides = _block_sides(model, volume, block)
     regions = tiles(volume.shape, sides)
     beyond = [k for k in meshes if not 0 <= k < n_classes]
@@ -256,14 +257,18 @@ def check_memory(shape: Sequence[int], labels: LabelSettings) -> None:
         )
 
 
-def _check(model: TrainedModel, volume: Volume, labels: LabelSettings) -> int:
-    """Check that a model can label a volume; return the number of classes."""
+def check_volume_for(model: TrainedModel, volume: Volume, labels: LabelSettings) -> int:
+    """Check that a model can label a volume; return the number of classes.
+
+    Raises
+    ------
+    InputError, SettingsError
+    """
     if volume.channels != model.info["channels"]:
         raise InputError(
             f"expected a volume of {model.info['channels']} channels as in training, but '{volume.name}' has "
             f"{volume.channels}; segment volumes of the same kind"
         )
-    check_memory(volume.shape, labels)
     if model.solid:
         grid_of(volume, model.settings.model_copy(update={"labels": labels}))
     elif model.settings.superpixels.method == "labels":
