@@ -154,6 +154,11 @@ def test_what_cannot_be_exported_is_told(colours, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "find_spec", lambda name: importlib.util.find_spec(name) if name != "onnx" else None)
     with pytest.raises(SettingsError, match=r"package onnx .*pip install 'spwnet\[deploy\]'"):
         spwnet.export("no run", tmp_path / "a.onnx")
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "find_spec", importlib.util.find_spec)
+        patched.setattr(torch, "__version__", "2.8.1+cpu")
+        with pytest.raises(SettingsError, match=r"torch 2\.9 or newer to write ONNX, but got 2\.8\.1\+cpu"):
+            spwnet.export("no run", tmp_path / "a.onnx")
     with pytest.raises(SettingsError, match="expected a run with a network to export"):
         spwnet.export(trained(**{"codebook": {"evidence": "handmade"}}), tmp_path / "b.ts")
     assert [file.name for file in tmp_path.iterdir()] == ["a.ts"]

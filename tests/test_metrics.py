@@ -167,6 +167,7 @@ def test_no_metric_without_pixels(metric):
 # Two segmentations
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes:UserWarning")
 @settings(max_examples=80)
 @given(label_pairs())
 def test_score_equals_oracles(pair):

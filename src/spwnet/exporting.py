@@ -167,8 +167,9 @@ def _check(target: Path, size: tuple[int, int] | None, *, overwrite: bool) -> No
             f"expected the package {missing[0]} to write ONNX, but it is not installed; "
             "install it by `pip install 'spwnet[deploy]'`"
         )
-    if suffix != ".ts" and not hasattr(torch.export.Dim, "DYNAMIC"):
-        raise SettingsError(f"expected torch 2.6 or newer for {suffix}, but got {torch.__version__}; update it")
+    # Before, the exporter fixed the size of what it was shown.
+    if suffix == ".onnx" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
+        raise SettingsError(f"expected torch 2.9 or newer to write ONNX, but got {torch.__version__}; update it")
     if target.exists() and (target.is_dir() or not overwrite):
         raise OutputError(
             f"expected a new file, but {target} exists already; choose another name, or pass `overwrite=True` / "
