@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import baselines, data, ours, quality_report, scores
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.errors import SpwnetError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Results:
         except SpwnetError as error:
             record["problems"] = {"": str(error)}
         self.records.append(record)
-        outputs.write_json(self.path, {"about": outputs.provenance(), "records": self.records})
+        storage.write_json(self.path, {"about": outputs.provenance(), "records": self.records})
         print(f"{where}: {quality_report.short(record)}", flush=True)
 
     def write_example(self, name: str, method: str, labels: NDArray[Any]) -> None:
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         skipped.append("uncertainty: not in this version")
 
     text = quality_report.markdown(results.records, list(sets.values()), options.parts, skipped, most)
-    outputs.atomic_write(options.out / TABLES, text.encode())
+    storage.atomic_write(options.out / TABLES, text.encode())
     if options.docs:
         quality_report.insert(options.docs, text)
     if sets:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import baselines, ours, scores
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.classes import palette
 from spwnet.errors import OutputError
 
@@ -85,7 +85,7 @@ def insert(page: Path, text: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise OutputError(f"expected the marks {BEGIN} and {END} in {page}; write them where the tables belong")
-    outputs.atomic_write(page, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}".encode())
+    storage.atomic_write(page, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}".encode())
 
 
 def short(record: Record) -> str:

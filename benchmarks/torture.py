@@ -1,4 +1,6 @@
-"""Every kind of work killed at random moments, or its writes failing, then gone on with: it must come out the same.
+"""Every kind of work killed at random moments, or its reads or writes failing, then gone on with.
+
+It must come out the same, and nothing that was finished may be lost.
 
 ``SPWNET_FAULTS`` is the number of faults for each kind of work, ``SPWNET_SEED`` what they are drawn from.
 """
@@ -10,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,9 +39,9 @@ SETTINGS = {
     "training.epochs": "6",
     "training.batches": "20",
 }
-KINDS = ("kill", "kill", "full", "failing", "failing")
+KINDS = ("kill", "full", "failing", "short", "kill", "failing")
 """Of faults, in turn: killed at a random moment; files cannot grow beyond a random size; one of the writes, brought to
-the disk or renamed, fails as a full disk or a broken one does."""
+the disk or renamed, fails as a full disk or a broken one does; an input is cut off at a random moment."""
 MOST_LATE = 4
 """Faults that come after the work is done, over those asked for, at which no more are drawn."""
 LIMIT = 600
@@ -80,6 +83,8 @@ class Work:
     Attributes
     ----------
     arguments : tuple of str
+    inputs : Path
+        The file, or the folder of files, that is read.
     flag : str
         That the folder follows.
     files : callable
@@ -89,6 +94,7 @@ class Work:
     """
 
     arguments: tuple[str, ...]
+    inputs: Path
     flag: str
     files: Callable[[Path], dict[str, bytes]]
     growing: str = ""
@@ -105,8 +111,8 @@ def main(faults: int | None = None, frames: int = FRAMES, settings: dict[str, st
     faults = faults or int(os.environ.get("SPWNET_FAULTS", FAULTS))
     seed = int(os.environ.get("SPWNET_SEED", 0))
     bad = 0
-    print("| work | uninterrupted, s | killed | full | failing | too late | equal | lost | odd ends |")
-    print("| --- " * 9 + "|")
+    print("| work | uninterrupted, s | killed | full | failing | short | too late | equal | lost | odd ends |")
+    print("| --- " * 10 + "|")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name, work in works(folder, frames, SETTINGS | (settings or {})):
@@ -114,7 +120,7 @@ def main(faults: int | None = None, frames: int = FRAMES, settings: dict[str, st
         bad += torment_classes(folder, faults, np.random.default_rng([seed, 1]))
     print(
         "\nEqual: gone on with to the same bytes. Lost: a finished file that a fault or going on changed or took away. "
-        "Odd ends: a failing write that ended otherwise than by a message and status 1."
+        "Odd ends: a failing read or write that ended otherwise than by a message and status 1, or that went unnoticed."
     )
     if bad:
         raise SystemExit(1)
@@ -134,15 +140,18 @@ def works(folder: Path, frames: int, settings: dict[str, str]) -> Iterator[tuple
         file["data"] = np.stack([image[..., 0] for image in shown[:48]])
     sets = [f"--set={name}={value}" for name, value in settings.items()]
     trained = ("weights.safetensors", "codebook.safetensors", "gallery/gallery.json")
-    yield "training", Work(("train", str(swim), *sets), "--run", lambda run: contents(run, *trained))
+    yield "training", Work(("train", str(swim), *sets), swim, "--run", lambda run: contents(run, *trained))
     run, solid = folder / "run", folder / "solid"
     finish(["none:0", "train", str(swim), "--preset", "instant", *sets, "--run", str(run)])
     finish(["none:0", "train", str(scan), "--preset", "instant", "--scale", "1", "--run", str(solid)])
-    yield "images", Work(("segment", str(run), str(images)), "--out", all_labels, "labels/*.png")
+    yield "images", Work(("segment", str(run), str(images)), images, "--out", all_labels, "labels/*.png")
     videos = ("labels.mp4", "overlay.mp4")
-    yield "a video", Work(("segment", str(run), str(swim)), "--out", lambda out: contents(out, *videos))
+    yield "a video", Work(("segment", str(run), str(swim)), swim, "--out", lambda out: contents(out, *videos))
     blocks = ("segment", str(solid), str(scan), "--block", "16", "--format", "npy")
-    yield "blocks", Work(blocks, "--out", lambda out: contents(out, "labels.npy", "fractions.csv"), "blocks/*.block")
+    yield (
+        "blocks",
+        Work(blocks, scan, "--out", lambda out: contents(out, "labels.npy", "fractions.csv"), "blocks/*.block"),
+    )
 
 
 def contents(folder: Path, *names: str) -> dict[str, bytes]:
@@ -175,10 +184,13 @@ def torment(name: str, work: Work, folder: Path, faults: int, rng: np.random.Gen
     while done < faults and late < MOST_LATE * faults:
         again = place.with_name(f"{place.name}_{done + late}")
         kind = KINDS[done % len(KINDS)]
-        number = {"kill": 0, "full": int(rng.integers(1, max(sizes) + 1)), "failing": int(rng.integers(1, 60))}[kind]
-        ended = disturb([f"{kind}:{number}", *arguments(again)], rng.uniform(0, seconds) if kind == "kill" else None)
+        number = int(rng.integers(1, {"full": max(sizes) + 1, "failing": 60}.get(kind, 2)))
+        moment = rng.uniform(0, seconds) if kind in ("kill", "short") else None
+        with shortened(work.inputs, rng) as shorten:
+            ended = disturb([f"{kind}:{number}", *arguments(again)], moment, shorten if kind == "short" else kill)
         if ended == 0:
             late += 1
+            odd += work.files(again) != expected
             continue
         done += 1
         counts[kind] += 1
@@ -187,7 +199,7 @@ def torment(name: str, work: Work, folder: Path, faults: int, rng: np.random.Gen
         finish(["none:0", *arguments(again), "--resume"])
         equal += work.files(again) == expected
         lost += any(path.exists() and path.read_bytes() != before for path, before in kept.items())
-    row = (f"{seconds:.1f}", counts["kill"], counts["full"], counts["failing"], late, f"{equal} of {done}", lost, odd)
+    row = (f"{seconds:.1f}", *counts.values(), late, f"{equal} of {done}", lost, odd)
     print(f"| {name} | {' | '.join(map(str, row))} |", flush=True)
     return done - equal + lost + odd
 
@@ -200,11 +212,12 @@ def torment_classes(folder: Path, faults: int, rng: np.random.Generator) -> int:
     file = run / "classes.toml"
     change = ["classes", str(run), "cut"]
     seconds = finish(["none:0", *change, "3"])
+    kinds = [kind for kind in KINDS if kind != "short"]
     bad, whole, after = 0, 0, 0
     for number in range(faults):
         before, count = read_classes(file), 2 + number % 6
-        kind = KINDS[number % len(KINDS)]
-        limit = {"kill": 0, "full": int(rng.integers(1, 2000)), "failing": int(rng.integers(1, 5))}[kind]
+        kind = kinds[number % len(kinds)]
+        limit = int(rng.integers(1, {"full": 2000, "failing": 5}.get(kind, 2)))
         disturb([f"{kind}:{limit}", *change, str(count)], rng.uniform(0, seconds) if kind == "kill" else None)
         found = read_classes(file)
         good = found == before or len(found.classes) == count
@@ -240,13 +253,36 @@ def finish(arguments: Sequence[str]) -> float:
     return time.perf_counter() - start
 
 
-def disturb(arguments: Sequence[str], moment: float | None) -> int:
-    """Run with a fault, or kill -9 after so many seconds; return how it ended, 0 if nothing happened to it."""
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+
+
+def disturb(
+    arguments: Sequence[str], moment: float | None, act: Callable[[subprocess.Popen[bytes]], None] = kill
+) -> int:
+    """Run, with something done to it after so many seconds; return how it ended, 0 if nothing came of it."""
     process = subprocess.Popen(command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    told = b""
     try:
         _, told = process.communicate(timeout=LIMIT if moment is None else moment)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return -9
+        (act if moment is not None else kill)(process)
+        try:
+            _, told = process.communicate(timeout=LIMIT)
+        finally:
+            process.kill()
     return 2 if b"Traceback" in told else process.returncode
+
+
+@contextmanager
+def shortened(inputs: Path, rng: np.random.Generator) -> Iterator[Callable[[object], None]]:
+    """Yield what cuts off one of the files that are read; it is whole again afterwards."""
+    files = sorted(inputs.iterdir()) if inputs.is_dir() else [inputs]
+    file = files[rng.integers(len(files))]
+    content, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    size = int(rng.integers(len(content)))
+    try:
+        yield lambda _: os.truncate(file, size)
+    finally:
+        file.write_bytes(content)
+        os.utime(file, ns=times)

@@ -499,6 +499,11 @@ from pathlib import Path
 kind, number = sys.argv[1].split(":")
 out = Path(sys.argv[sys.argv.index("--out") + 1])
 (out / "labels").mkdir(parents=True, exist_ok=True)
+if kind == "short":
+    for _ in range(100):
+        time.sleep(0.1)
+        if len(Path(sys.argv[-3]).read_bytes()) < 9:
+            sys.exit("short")
 if kind == "kill":
     time.sleep(5)
 if kind != "none":
@@ -511,15 +516,19 @@ whole = "--resume" in sys.argv and (out / "labels" / "a.png").exists()
 
 def test_works_that_come_out_differently_are_counted(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torture, "START", STUBBORN)
-    work = torture.Work(("segment",), "--out", lambda out: torture.contents(out / "labels", "a.png"), "labels/*.png")
-    bad = torture.torment("images", work, tmp_path, 10, np.random.default_rng(0))
+    scan = tmp_path / "scan.h5"
+    scan.write_bytes(b"123456789")
+    work = torture.Work(
+        ("segment", str(scan)), scan, "--out", lambda out: torture.contents(out / "labels", "a.png"), "labels/*.png"
+    )
+    bad = torture.torment("images", work, tmp_path, 12, np.random.default_rng(0))
     row = [cell.strip() for cell in capsys.readouterr().out.split("|")[1:-1]]
-    killed, full, failing = map(int, row[2:5])
-    assert (killed, full, failing) == (4, 2, 4)
-    # Killed ones had written nothing, the others come out as "b" and change a file that was there.
-    assert row[6] == "4 of 10"
-    assert row[7] == "6"
-    assert bad == 6 + 6 + int(row[8])
+    assert row[2:6] == ["4", "2", "4", "2"]
+    # Killed and short ones had written nothing, the others come out as "b" and change a file that was there.
+    assert row[7] == "6 of 12"
+    assert row[8] == "6"
+    assert bad == 6 + 6 + int(row[9])
+    assert scan.read_bytes() == b"123456789"
     monkeypatch.setattr(torture, "START", "import sys; sys.exit('broken')")
     with pytest.raises(SystemExit, match="broken"):
         torture.finish(["none:0", "train"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from spwnet import outputs, previews
+from spwnet import outputs, previews, storage
 from spwnet.classes import areas
 from spwnet.codebook import Descriptors, fit_codebook
 from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
@@ -52,7 +52,7 @@ FEW_ALIVE = 0.25
 """Share of the network's own classes below which it is told that they died."""
 
 
-@outputs.claiming("run")
+@storage.claiming("run")
 def train(
     images: Any,
     run: str | Path | None = None,
@@ -116,7 +116,7 @@ def train(
     target = pick_device(device)
     directory = None if run is None else Run(run)
     if directory is not None:
-        outputs.check_folder(directory.folder, overwrite=overwrite, resume=resume)
+        storage.check_folder(directory.folder, overwrite=overwrite, resume=resume)
     data = gather(images, frames, superpixels, settings)
     dtype = convolution_type(settings.training.precision, target)
     data.info |= {"device": str(target), "precision": str(dtype).removeprefix("torch."), **outputs.provenance()}
@@ -214,7 +214,7 @@ def _train_volume(
     target = pick_device(device)
     directory = None if run is None else Run(run)
     if directory is not None:
-        outputs.check_folder(directory.folder, overwrite=overwrite, resume=resume)
+        storage.check_folder(directory.folder, overwrite=overwrite, resume=resume)
     chosen = training_slices(volume, frames, settings)
     raw = [source[index] for _, source, index in chosen]
     axes = [axis for axis, _, _ in chosen]
@@ -463,7 +463,7 @@ def run(
     TrainedModel, Segmentation or VolumeSegmentation
     """
     folder = Path(output)
-    outputs.check_folder(folder, overwrite=overwrite, resume=resume)
+    storage.check_folder(folder, overwrite=overwrite, resume=resume)
     settings = settings or Settings()
     if isinstance(images, Volume):
         again: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}

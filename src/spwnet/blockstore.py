@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from spwnet.errors import OutputError
-from spwnet.outputs import atomic_write, checked_labels, readable_errors, stored_dtype, write_json
+from spwnet.outputs import checked_labels, stored_dtype
+from spwnet.storage import atomic_write, readable_errors, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

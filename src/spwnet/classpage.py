@@ -17,9 +17,10 @@ from spwnet.classes import clean, legend, palette
 from spwnet.config import LabelSettings, Settings, flat
 from spwnet.errors import OutputError
 from spwnet.gallery import NEVER, read_gallery
-from spwnet.outputs import atomic_write, data_uri, overlay
+from spwnet.outputs import data_uri, overlay
 from spwnet.runs import Run
 from spwnet.serving import Page, Server
+from spwnet.storage import atomic_write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

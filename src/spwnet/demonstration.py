@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spwnet import metrics, outputs
+from spwnet import metrics, outputs, storage
 from spwnet.api import run
 from spwnet.classes import palette
 from spwnet.images import label_image, open_images
@@ -49,7 +49,7 @@ def demo(
         "mean_iou" and "iou" of the frames that were not trained on, "seconds", "picture".
     """
     folder = Path(output)
-    outputs.check_folder(folder, overwrite=overwrite)
+    storage.check_folder(folder, overwrite=overwrite)
     data = sample(name)
     training = [0, len(data.images) // 2]
     start = time.monotonic()
@@ -82,5 +82,5 @@ def demo(
         "seconds": round(seconds, 1),
         "picture": str(folder / "demo.png"),
     }
-    outputs.write_json(folder / "demo.json", result)
+    storage.write_json(folder / "demo.json", result)
     return result

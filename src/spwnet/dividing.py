@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.api import train
 from spwnet.config import Settings, merged, parse_settings
 from spwnet.descriptors import network_input
@@ -119,7 +119,7 @@ def regions(
     return found[0]
 
 
-@outputs.claiming("output")
+@storage.claiming("output")
 def regions_of_all(
     images: Any,
     output: str | Path,
@@ -223,9 +223,9 @@ def recut_regions(
         name = name or Path(hierarchy).stem
         hierarchy = RegionHierarchy.load(hierarchy)
     name = name or str(hierarchy.info.get("name", "image"))
-    outputs.check_folder(output, overwrite=overwrite)
+    storage.check_folder(output, overwrite=overwrite)
     labels = _cut(hierarchy, count, Settings().regions.level if count is None and level is None else level)
-    folder = outputs.prepare_folder(output, overwrite=overwrite)
+    folder = storage.prepare_folder(output, overwrite=overwrite)
     _write_level(folder, name, hierarchy, labels, hierarchy.colours[hierarchy.leaves], 1)
     return labels
 
@@ -267,8 +267,8 @@ def _divide_all(
     target = pick_device(device)
     folder = None
     if output is not None:
-        outputs.check_folder(output, overwrite=overwrite, resume=resume)
-        folder = outputs.prepare_folder(output, overwrite=overwrite, resume=resume)
+        storage.check_folder(output, overwrite=overwrite, resume=resume)
+        folder = storage.prepare_folder(output, overwrite=overwrite, resume=resume)
     evidence = "none" if not learned else "trained on the image" if model is None else model.fingerprint
     start = time.monotonic()
     with stoppable() as should_stop:
@@ -408,7 +408,7 @@ def _draw(
     else:
         picture = to_display(to_unit(image.pixels[::stride, ::stride], normalisation))
     _write_level(folder, image.name, hierarchy, labels, picture, stride)
-    boundaries = outputs.prepare_folder(folder / "boundaries", resume=True)
+    boundaries = storage.prepare_folder(folder / "boundaries", resume=True)
     strength = np.rint(hierarchy.boundaries() * 255).astype(np.uint8)
     outputs.write_picture(boundaries / f"{image.name}.png", strength)
 
@@ -423,7 +423,7 @@ def _write_level(
 ) -> None:
     """Write the label image and the overlay of one level."""
     for part in ("labels", "overlays"):
-        outputs.prepare_folder(folder / part, resume=True)
+        storage.prepare_folder(folder / part, resume=True)
     outputs.write_labels(folder / "labels" / f"{name}.png", labels, hierarchy.count)
     drawn = outputs.outline(picture, labels[::stride, ::stride])
     outputs.write_picture(folder / "overlays" / f"{name}.jpg", drawn)

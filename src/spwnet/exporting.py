@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.descriptors import FAINT, GROUPS, WIDE, network_input
 from spwnet.errors import OutputError, SettingsError
 from spwnet.filters import REDUCE_FROM, TRUNCATE, interpolated
@@ -145,8 +145,8 @@ def export(
             f"{LEAST_AGREEMENT:.1%} of the pixels, but got {difference:.2g} and {agreement:.2%}; nothing was written, "
             "try another format or other versions of the packages"
         )
-    outputs.prepare_folder(target.parent, overwrite=True)
-    outputs.atomic_write(target, data)
+    storage.prepare_folder(target.parent, overwrite=True)
+    storage.atomic_write(target, data)
     return ExportReport(target, FORMATS[suffix], size, difference, agreement)
 
 
@@ -175,7 +175,7 @@ def _check(target: Path, size: tuple[int, int] | None, *, overwrite: bool) -> No
             f"expected a new file, but {target} exists already; choose another name, or pass `overwrite=True` / "
             "`--overwrite` to replace a file"
         )
-    outputs.check_folder(target.parent, overwrite=True)
+    storage.check_folder(target.parent, overwrite=True)
 
 
 class Classifier(nn.Module):

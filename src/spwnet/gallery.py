@@ -10,7 +10,8 @@ import numpy as np
 
 from spwnet.errors import InputError, RunError
 from spwnet.images import label_image, open_images
-from spwnet.outputs import prepare_folder, write_json, write_labels, write_picture
+from spwnet.outputs import write_labels, write_picture
+from spwnet.storage import prepare_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

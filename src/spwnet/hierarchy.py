@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError, SettingsError
-from spwnet.outputs import atomic_write
+from spwnet.storage import atomic_write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,7 +16,7 @@ from spwnet.classes import palette
 from spwnet.codebook import coarser, is_tree
 from spwnet.config import LabelSettings, NamedClass, check_named
 from spwnet.errors import SettingsError, SpwnetError, did_you_mean
-from spwnet.outputs import atomic_write
+from spwnet.storage import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -1,43 +1,28 @@
-"""Writers: folders, label images, overlays, pictures, JSON. A file is either written whole or not at all."""
+"""Label images, overlays and other pictures, and what made them."""
 
 from __future__ import annotations
 
-import errno
-import inspect
-import json
-import logging
-import os
 import platform
-import sys
 from base64 import b64encode
-from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from functools import wraps
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spwnet.errors import OutputError
+from spwnet.storage import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
     Picture = NDArray[np.uint8]
     Labels = NDArray[np.integer[Any]]
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-logger = logging.getLogger(__name__)
-
-LOCK = ".spwnet.lock"
-"""File that is there while a job writes to a folder."""
 
 _LARGEST_TYPE: dict[str, type[np.unsignedinteger[Any]]] = {".png": np.uint16, ".tif": np.uint32, ".tiff": np.uint32}
 _LABEL_TYPES = (np.uint8, np.uint16, np.uint32)
@@ -48,247 +33,6 @@ SMALL_PICTURE = 200_000
 
 OUTLINE = (255, 0, 200)
 """Colour of the boundaries of regions, sRGB."""
-
-_REMEDIES = {
-    errno.EACCES: "permission denied; choose another folder or change its permissions",
-    errno.EPERM: "permission denied; choose another folder or change its permissions",
-    errno.EROFS: "the file system is read-only; choose another folder",
-    errno.ENOSPC: "the disk is full; free some space or choose another folder",
-    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
-    errno.ENOENT: "there is no such folder; create it first",
-    errno.ENOTDIR: "a part of this path is a file; choose another path",
-    errno.EEXIST: "there is a file of this name; choose another path",
-    errno.EISDIR: "there is a folder of this name; choose another path",
-    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-}
-
-
-def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
-    """Make sure that a folder exists, may be written to, and holds nothing that would be lost.
-
-    Parameters
-    ----------
-    folder : path
-        Created with its parents if it is missing.
-    overwrite : bool
-        Accept a folder that holds something: files of the same names will be replaced, nothing else is touched.
-    resume : bool
-        Accept a folder that holds something, because work in it continues.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    OutputError
-        If the folder holds something and neither `overwrite` nor `resume` is given, or cannot be created or written.
-    """
-    path = Path(folder)
-    with readable_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        if not (overwrite or resume) and any(entry.name != LOCK for entry in path.iterdir()):
-            raise OutputError(
-                f"expected an empty or new folder for the results, but {path} holds something already; choose another "
-                "one, or pass `overwrite=True` / `--overwrite` to replace files of the same names"
-            )
-        probe = _temporary(path)
-        probe.touch()
-        probe.unlink()
-    return path
-
-
-def check_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Check what `prepare_folder` checks, and leave nothing behind: no folder for work that is then refused.
-
-    Raises
-    ------
-    OutputError
-        As `prepare_folder`, or if both `overwrite` and `resume` are given.
-    """
-    if overwrite and resume:
-        raise OutputError("expected either overwrite or resume, but got both; drop one")
-    path = Path(folder)
-    missing = [part for part in (path, *path.parents) if not os.path.lexists(part)]
-    try:
-        prepare_folder(path, overwrite=overwrite, resume=resume)
-    finally:
-        for part in missing:
-            if part.is_dir():
-                part.rmdir()
-
-
-@contextmanager
-def claimed(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for one job; it is free again when the job ends, in whatever way.
-
-    Parameters
-    ----------
-    folder : path
-        Created with its parents if it is missing, and removed again if the job leaves it empty.
-
-    Raises
-    ------
-    OutputError
-        If another job holds it, in this process or another one, or it cannot be written.
-    """
-    path = Path(folder)
-    missing = [part for part in (path, *path.parents) if not os.path.lexists(part)]
-    with readable_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(path):
-            yield
-    finally:
-        for part in missing:
-            with suppress(OSError):
-                part.rmdir()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = folder / LOCK
-    while True:
-        with readable_errors(folder):
-            file = lock.open("a+b")
-        if not _lock(file):
-            file.seek(0)
-            holder = file.read(200).decode(errors="replace")
-            file.close()
-            raise OutputError(
-                f"expected {folder} for this job alone, but another one writes to it (process {holder}); wait for its "
-                "end, or choose another folder"
-            )
-        # Removed by one that just ended, it would keep nobody out.
-        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-            break
-        file.close()
-    try:
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}".encode())
-        file.flush()
-        yield
-    finally:
-        with suppress(OSError):
-            lock.unlink()
-        file.close()
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed or the process ends; return whether nobody else has."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            # Beyond the end, where nothing is read or written.
-            file.seek(1 << 20)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            return False
-        logger.warning("%s cannot be locked (%s): do not write to this folder from two jobs", file.name, error.strerror)
-    return True
-
-
-def claiming(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function hold the folder that is its argument `name` while it works, if it is given one."""
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
-
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            folder = signature.bind(*args, **kwargs).arguments.get(name)
-            with nullcontext() if folder is None else claimed(folder):
-                return function(*args, **kwargs)
-
-        return call
-
-    return decorate
-
-
-def atomic_write(path: str | Path, data: bytes) -> None:
-    """Write a file such that its name never stands for half of it.
-
-    Parameters
-    ----------
-    path : path
-        File to write, in a folder that exists; replaced if there is one.
-    data : bytes
-        All it shall hold.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; what was there before is still there then.
-    """
-    path = Path(path)
-    temporary = _temporary(path.parent)
-    with readable_errors(path):
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def write_json(path: str | Path, value: object) -> None:
-    """Write JSON for people to read: UTF-8, indented, keys in the order given.
-
-    Raises
-    ------
-    OutputError
-        If `value` holds NaN or infinity, for which JSON has no form, or the file cannot be written.
-    """
-    atomic_write(path, (_json(value, Path(path), indent=2) + "\n").encode())
-
-
-def append_line(path: str | Path, record: Mapping[str, object]) -> None:
-    """Append a record to a JSON-lines log, in one write.
-
-    Raises
-    ------
-    OutputError
-        If `record` holds NaN or infinity, for which JSON has no form, or the file cannot be written.
-    """
-    path = Path(path)
-    line = (_json(dict(record), path) + "\n").encode()
-    with readable_errors(path), path.open("ab", buffering=0) as file:
-        file.write(line)
-
-
-def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Read what `append_line` wrote; a last line that a crash left half-written is cut off the file.
-
-    Raises
-    ------
-    OutputError
-        If another line cannot be read.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    records: list[dict[str, Any]] = []
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if number < len(lines):
-                raise OutputError(
-                    f"expected one record in each line of {path}, but line {number} is none: {error}; use `--overwrite`"
-                ) from error
-            atomic_write(path, b"".join(lines[:-1]))
-    return records
 
 
 def label_dtype(n_classes: int, suffix: str) -> np.dtype[np.unsignedinteger[Any]]:
@@ -606,29 +350,6 @@ def _borders(labels: Labels) -> NDArray[np.bool_]:
     edge[:-1] |= labels[:-1] != labels[1:]
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     return edge
-
-
-def _temporary(folder: Path) -> Path:
-    return folder / f".spwnet-{uuid4().hex}.tmp"
-
-
-@contextmanager
-def readable_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a path into an error for people."""
-    try:
-        yield
-    except OSError as error:
-        reason = _REMEDIES.get(error.errno or 0, f"{error.strerror or error}; choose another path")
-        raise OutputError(f"expected to write {path}, but {reason}") from error
-
-
-def _json(value: object, path: Path, indent: int | None = None) -> str:
-    try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
-        raise OutputError(
-            f"expected finite numbers for {path.name}, but: {error}; leave out what is not one"
-        ) from error
 
 
 def _encoded(array: NDArray[np.unsignedinteger[Any]], file_format: str, **options: int) -> bytes:

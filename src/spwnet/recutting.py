@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.classes import Legend, areas, palette
 from spwnet.codebook import coarser, is_tree
 from spwnet.errors import InputError, OutputError, SettingsError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@outputs.claiming("output")
+@storage.claiming("output")
 def recut(
     segmentation: str | Path,
     output: str | Path,
@@ -73,7 +73,7 @@ def recut(
             f"expected 1 to {len(parents)} classes, as many as the segmentation in {source} has, but got {classes}; "
             "segment again with more"
         )
-    outputs.check_folder(target, overwrite=overwrite)
+    storage.check_folder(target, overwrite=overwrite)
     table, plain = coarser(parents, classes), Legend(palette(classes), {})
     if "volume" in summary:
         return _recut_volume(source, target, summary, table, plain)
@@ -89,7 +89,7 @@ def recut(
     if len(names) < len(summary["images"]):
         missing = next(name for name in summary["images"] if name not in names)
         raise InputError(f"expected a label image of '{missing}' in {source / 'labels'}, but there is none")
-    outputs.prepare_folder(target / "labels", overwrite=True)
+    storage.prepare_folder(target / "labels", overwrite=True)
     images: dict[str, dict[str, Any]] = {}
     for done, name in enumerate(names, start=1):
         found = label_image(labels, position[name])
@@ -111,7 +111,7 @@ def recut(
         "classes": class_table(images, plain),
         "images": images,
     }
-    outputs.write_json(target / "segmentation.json", described)
+    storage.write_json(target / "segmentation.json", described)
     return target
 
 
@@ -130,7 +130,7 @@ def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: ND
 
     described = summary["volume"]
     spacing, unit = described["spacing"], described["unit"]
-    outputs.prepare_folder(target, overwrite=True)
+    storage.prepare_folder(target, overwrite=True)
     labels = {**summary["labels"], "classes": classes}
     tree = {key: values[:classes] for key, values in summary["tree"].items()}
     provenance = {**summary, "labels": labels, "tree": tree, **outputs.provenance()}
@@ -138,7 +138,7 @@ def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: ND
         target, summary["suffix"], found.shape, dtype, slab, legend=plain, spacing=spacing, unit=unit,
         provenance={key: value for key, value in provenance.items() if key != "summary"},
     )  # fmt: skip
-    outputs.write_json(target / "segmentation.json", {**provenance, "summary": counted})
+    storage.write_json(target / "segmentation.json", {**provenance, "summary": counted})
     return target
 
 

@@ -12,19 +12,9 @@ import numpy as np
 
 from spwnet.classes import Legend, legend
 from spwnet.errors import InputError, OutputError
-from spwnet.outputs import (
-    append_line,
-    atomic_write,
-    overlay,
-    prepare_folder,
-    provenance,
-    read_lines,
-    readable_errors,
-    write_json,
-    write_labels,
-    write_picture,
-)
+from spwnet.outputs import overlay, provenance, write_labels, write_picture
 from spwnet.steadying import Before
+from spwnet.storage import append_line, atomic_write, prepare_folder, read_lines, readable_errors, write_json
 from spwnet.videowriting import PART, VideoParts
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ from spwnet.devices import memory_format, pick_device
 from spwnet.errors import RunError, SettingsError
 from spwnet.model import WNet
 from spwnet.naming import ClassMap, read_classes
-from spwnet.outputs import append_line, atomic_write, prepare_folder, read_lines, write_json
 from spwnet.preparation import Normalisation
+from spwnet.storage import append_line, atomic_write, prepare_folder, read_lines, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

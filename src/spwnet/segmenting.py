@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.errors import InputError, SettingsError, Stopped
 from spwnet.gathering import PREDICTION_BYTES, check_memory, label_source_of
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
@@ -66,7 +66,7 @@ class Segmentation:
     uncertainty: list[NDArray[np.float32]] = field(default_factory=list)
 
 
-@outputs.claiming("output")
+@storage.claiming("output")
 def segment(
     model: TrainedModel | str | Path,
     images: Any,
@@ -160,7 +160,7 @@ def segment(
             track = _track(source, chosen, rate)
         else:
             outputs.label_dtype(n_classes, suffix)
-        outputs.check_folder(output, overwrite=overwrite, resume=resume)
+        storage.check_folder(output, overwrite=overwrite, resume=resume)
         writer = Results(
             output,
             model,

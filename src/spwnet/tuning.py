@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.api import train
 from spwnet.config import Settings, flat, merged, nested, parse_settings
 from spwnet.errors import SettingsError
@@ -59,7 +59,7 @@ class Trial:
     seconds: float
 
 
-@outputs.claiming("output")
+@storage.claiming("output")
 def tune(
     images: Any,
     output: str | Path,
@@ -124,9 +124,9 @@ def tune(
     if trials is not None and trials < 1:
         raise SettingsError(f"expected at least one trial, but got {trials}")
     folder = Path(output)
-    outputs.check_folder(folder, overwrite=overwrite, resume=resume)
+    storage.check_folder(folder, overwrite=overwrite, resume=resume)
     source = open_images(images, settings.images.axes)
-    outputs.prepare_folder(folder / "trials", overwrite=overwrite, resume=True)
+    storage.prepare_folder(folder / "trials", overwrite=overwrite, resume=True)
     done: list[Trial] = []
     start, longest = time.monotonic(), 0.0
     for number, changes in enumerate(_candidates(settings, trials)):
@@ -175,4 +175,4 @@ def _write(folder: Path, settings: Settings, done: Sequence[Trial]) -> None:
         "best": f"trials/{best.number:02d}",
         "trials": [asdict(trial) for trial in done],
     }
-    outputs.write_json(folder / "tuning.json", described)
+    storage.write_json(folder / "tuning.json", described)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from spwnet.errors import OutputError
-from spwnet.outputs import readable_errors
+from spwnet.storage import readable_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import OutputError
-from spwnet.outputs import atomic_write, grid, overlay, write_picture
+from spwnet.outputs import grid, overlay, write_picture
+from spwnet.storage import atomic_write
 from spwnet.units import plain_unit, unit_symbol
 from spwnet.volumewriting import replacing, write_volume
 

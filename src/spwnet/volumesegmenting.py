@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.blocks import tiles
 from spwnet.blockstore import BlockStore
 from spwnet.classes import clean, legend
@@ -77,7 +77,7 @@ class VolumeSegmentation:
     summary: dict[str, Any]
 
 
-@outputs.claiming("output")
+@storage.claiming("output")
 def segment_volume(
     model: TrainedModel | str | Path,
     volume: Volume,
@@ -170,7 +170,7 @@ def segment_volume(
     # Whole, for workers that run elsewhere.
     folder = Path(output).absolute()
     target = folder / f"labels{suffix}"
-    outputs.check_folder(folder, overwrite=overwrite, resume=resume)
+    storage.check_folder(folder, overwrite=overwrite, resume=resume)
     key = _key(model, volume, chosen, sides)
     described = _described(model, volume, chosen, sides, key)
     before = _finished(folder, target, key) if resume else None
@@ -178,7 +178,7 @@ def segment_volume(
         written = open_volume(target)
         _write_meshes(folder, meshes, lambda z: written.read((z, slice(None), slice(None)))[..., 0], volume)
         return VolumeSegmentation(target, None, before)
-    outputs.prepare_folder(folder, overwrite=overwrite, resume=resume)
+    storage.prepare_folder(folder, overwrite=overwrite, resume=resume)
     check_target(target, overwrite=overwrite or resume)
     check_space(folder, math.prod(volume.shape) * dtype.itemsize * (2 if suffix == ".npy" else 1))
     if overwrite:
@@ -213,7 +213,7 @@ def segment_volume(
     by_codebook = chosen.mode == "codebook" and model.codebook is not None and not chosen.named
     tree = model.codebook.tree(n_classes) if by_codebook and model.codebook is not None else None
     whole = {"complete": True, "suffix": suffix, "n_classes": n_classes, "tree": tree}
-    outputs.write_json(folder / SUMMARY, {**provenance, **whole, "summary": summary})
+    storage.write_json(folder / SUMMARY, {**provenance, **whole, "summary": summary})
     store.remove()
     return VolumeSegmentation(target, None, summary)
 

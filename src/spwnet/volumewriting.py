@@ -16,8 +16,9 @@ import numpy as np
 
 from spwnet.classes import Legend, palette
 from spwnet.errors import OutputError
-from spwnet.outputs import checked_labels, provenance, readable_errors, stored_dtype
+from spwnet.outputs import checked_labels, provenance, stored_dtype
 from spwnet.packages import optional_package
+from spwnet.storage import readable_errors
 from spwnet.units import plain_unit, standard_unit, unit_symbol
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from spwnet.charting import History
 from spwnet.errors import SettingsError, SpwnetError, Stopped
-from spwnet.outputs import data_uri, prepare_folder
+from spwnet.outputs import data_uri
 from spwnet.packages import optional_package
 from spwnet.serving import Page, Server
+from spwnet.storage import prepare_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

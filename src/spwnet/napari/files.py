@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spwnet import outputs
+from spwnet import outputs, storage
 from spwnet.classes import legend
 from spwnet.config import LabelSettings, NamedClass
 from spwnet.errors import InputError, OutputError
@@ -145,7 +145,7 @@ def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     written = [str(target)]
     if "classes" in known:
         names = target.with_suffix(".classes.toml")
-        outputs.atomic_write(names, known["classes"].encode())
+        storage.atomic_write(names, known["classes"].encode())
         written.append(str(names))
     return written
 

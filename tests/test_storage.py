@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spwnet import storage
+from spwnet.errors import OutputError
+from tests.conftest import failing, files_in
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestPrepareFolder:
+    def test_creates_parents_and_leaves_nothing_in_it(self, tmp_path):
+        folder = storage.prepare_folder(str(tmp_path / "a" / "b"))
+        assert folder == tmp_path / "a" / "b"
+        assert files(folder) == []
+        assert storage.prepare_folder(folder) == folder
+
+    def test_non_empty_is_refused(self, tmp_path):
+        (tmp_path / "thesis.txt").write_text("ten years of work")
+        with pytest.raises(OutputError, match=r"holds something already.*`overwrite=True` / `--overwrite`"):
+            storage.prepare_folder(tmp_path)
+
+    @pytest.mark.parametrize("option", ["overwrite", "resume"])
+    def test_nothing_is_ever_deleted(self, tmp_path, option):
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "thesis.txt").write_text("ten years of work")
+        storage.prepare_folder(tmp_path, **{option: True})
+        assert files(tmp_path) == ["sub"]
+        assert (tmp_path / "sub" / "thesis.txt").read_text() == "ten years of work"
+
+    def test_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match=r"write .*file, but there is a file of this name; choose another path"):
+            storage.prepare_folder(tmp_path / "file")
+
+    def test_below_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match="a part of this path is a file"):
+            storage.prepare_folder(tmp_path / "file" / "sub")
+
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            (errno.EACCES, "permission denied; choose another folder or change its permissions"),
+            (errno.EROFS, "the file system is read-only"),
+            (errno.EIO, "Input/output error; choose another path"),
+        ],
+    )
+    def test_unwritable(self, tmp_path, monkeypatch, code, message):
+        monkeypatch.setattr(Path, "touch", failing(code))
+        with pytest.raises(OutputError, match=message):
+            storage.prepare_folder(tmp_path)
+
+
+class TestAtomicWrite:
+    @given(data=st.binary(max_size=2000))
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_round_trip_and_replace(self, tmp_path, data):
+        storage.atomic_write(str(tmp_path / "x"), data)
+        assert (tmp_path / "x").read_bytes() == data
+        assert files(tmp_path) == ["x"]
+
+    @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+    def test_permissions_are_those_of_any_new_file(self, tmp_path):
+        (tmp_path / "plain").touch()
+        storage.atomic_write(tmp_path / "x", b"")
+        assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "code", "message"),
+        [
+            (os, "fsync", errno.ENOSPC, "write .*x, but the disk is full; free some space or choose another folder"),
+            (os, "fsync", errno.EDQUOT, "the disk quota is used up"),
+            (Path, "open", errno.EACCES, "write .*x, but permission denied"),
+            (Path, "replace", errno.EPERM, "write .*x, but permission denied"),
+        ],
+    )
+    def test_failure_keeps_what_was_there(self, tmp_path, monkeypatch, owner, name, code, message):
+        (tmp_path / "x").write_bytes(b"before")
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing(code))
+            with pytest.raises(OutputError, match=message):
+                storage.atomic_write(tmp_path / "x", b"after")
+        assert files(tmp_path) == ["x"]
+        assert (tmp_path / "x").read_bytes() == b"before"
+
+    def test_interruption_leaves_no_temporary(self, tmp_path, monkeypatch):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            storage.atomic_write(tmp_path / "x", b"")
+        assert files(tmp_path) == []
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(OutputError, match="there is no such folder; create it first"):
+            storage.atomic_write(tmp_path / "no" / "x", b"")
+
+    def test_folder_of_this_name(self, tmp_path):
+        (tmp_path / "x").mkdir()
+        with pytest.raises(OutputError, match="there is a folder of this name"):
+            storage.atomic_write(tmp_path / "x", b"")
+        assert files(tmp_path) == ["x"]
+
+
+class TestJson:
+    def test_readable_and_in_order(self, tmp_path):
+        storage.write_json(tmp_path / "x.json", {"b": [1, 0.1], "a": "Käfer"})
+        text = (tmp_path / "x.json").read_text(encoding="utf-8")
+        assert text == '{\n  "b": [\n    1,\n    0.1\n  ],\n  "a": "Käfer"\n}\n'
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_not_finite(self, tmp_path, bad):
+        with pytest.raises(OutputError, match=r"finite numbers for x\.json"):
+            storage.write_json(tmp_path / "x.json", {"loss": bad})
+        with pytest.raises(OutputError, match=r"finite numbers for x\.jsonl"):
+            storage.append_line(tmp_path / "x.jsonl", {"loss": bad})
+        assert files(tmp_path) == []
+
+    def test_lines(self, tmp_path):
+        log = tmp_path / "log.jsonl"
+        records = [{"step": 1, "loss": 0.5}, {"step": 2, "note": "Käfer\nzwei"}]
+        for record in records:
+            storage.append_line(log, record)
+        assert [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] == records
+
+    def test_lines_below_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match="a part of this path is a file"):
+            storage.append_line(tmp_path / "file" / "log.jsonl", {})
+
+
+HOLDER = """
+import sys, time
+from spwnet.storage import claimed
+with claimed(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_job(tmp_path):
+    folder = tmp_path / "new" / "out"
+    with storage.claimed(folder):
+        with (
+            pytest.raises(
+                OutputError, match=rf"for this job alone, but another one writes to it \(process {os.getpid()}"
+            ),
+            storage.claimed(folder),
+        ):
+            pass
+        storage.prepare_folder(folder)  # the lock alone is nothing that could be lost
+        with storage.claimed(tmp_path / "new" / "other"):
+            (folder / "kept.txt").write_text("x")
+    assert files_in(tmp_path) == ["new/out/kept.txt"]
+    assert not (tmp_path / "new" / "other").exists()
+    with storage.claimed(folder):
+        pass
+
+
+def test_a_folder_is_free_when_its_job_is_killed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(OutputError, match=f"process {process.pid} on"), storage.claimed(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    assert files_in(tmp_path) == [storage.LOCK]
+    with storage.claimed(tmp_path):
+        pass
+    assert files_in(tmp_path) == []
+
+
+def test_a_lock_that_was_removed_keeps_nobody_out(tmp_path, monkeypatch):
+    """Between opening the file and locking it, its owner may end and remove it."""
+    original, gone = storage._lock, []
+
+    def lock(file):
+        if not gone:
+            gone.append(1)
+            (tmp_path / storage.LOCK).unlink()
+        return original(file)
+
+    monkeypatch.setattr(storage, "_lock", lock)
+    with storage.claimed(tmp_path), pytest.raises(OutputError, match="for this job alone"), storage.claimed(tmp_path):
+        pass
+    assert gone
+
+
+def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, caplog):
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    with storage.claimed(tmp_path):
+        pass
+    assert "cannot be locked" in caplog.text
+
+
+def test_folders_that_functions_write_are_held(tmp_path):
+    @storage.claiming("output")
+    def work(output=None, *, twice=False):
+        if twice:
+            work(output)
+        return output
+
+    assert work() is None
+    assert work(tmp_path / "a") == tmp_path / "a"
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(OutputError, match="for this job alone"):
+        work(output=tmp_path / "a", twice=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="expected to write"):
+        work(tmp_path / "file")
