@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import spwnet.videodecoding
 import spwnet.videos
 from spwnet.errors import InputError
 from spwnet.images import ImageSource, check_same_channels, fingerprint, open_images
@@ -137,8 +138,8 @@ def test_every_container_gives_its_frames_in_order_and_at_random(filmed):
 
 
 def test_frames_read_in_order_are_decoded_once_and_few_are_kept(filmed, monkeypatch):
-    feed, calls, most = spwnet.videos._Decoder._feed, [], 0
-    monkeypatch.setattr(spwnet.videos._Decoder, "_feed", lambda self: (calls.append(self), feed(self))[1])
+    feed, calls, most = spwnet.videodecoding.FrameDecoder._feed, [], 0
+    monkeypatch.setattr(spwnet.videodecoding.FrameDecoder, "_feed", lambda self: (calls.append(self), feed(self))[1])
     source = VideoSource(filmed)
     for k in range(34):
         for again in (k, k, max(k - 3, 0)):
@@ -154,8 +155,8 @@ def test_frames_read_in_order_are_decoded_once_and_few_are_kept(filmed, monkeypa
 def test_a_frame_far_away_is_reached_from_its_keyframe(tmp_path, monkeypatch, kind):
     codec, options = KINDS[kind]
     source = VideoSource(film(tmp_path / kind, codec, count=40, **options))
-    feed, calls = spwnet.videos._Decoder._feed, []
-    monkeypatch.setattr(spwnet.videos._Decoder, "_feed", lambda self: (calls.append(self), feed(self))[1])
+    feed, calls = spwnet.videodecoding.FrameDecoder._feed, []
+    monkeypatch.setattr(spwnet.videodecoding.FrameDecoder, "_feed", lambda self: (calls.append(self), feed(self))[1])
     assert number_in(source[31].pixels) == 31
     assert len(calls) < 16
     calls.clear()
@@ -569,11 +570,11 @@ def test_a_damaged_frame_of_ffv1_is_told_by_its_checksum(tmp_path, stored, whole
 def test_checksums_of_several_slices(tmp_path):
     path = write(tmp_path / "a.mkv", noise(4, 96, 128), level="3", slicecrc="1", g="1", slices="9")
     packets = packets_of(path)
-    assert all(map(spwnet.videos._is_intact, packets))
+    assert all(map(spwnet.videodecoding._is_intact, packets))
     for at in (20, len(packets[0]) // 2, len(packets[0]) - 30, len(packets[0]) - 1):
         changed = bytearray(packets[0])
         changed[at] ^= 4
-        assert not spwnet.videos._is_intact(bytes(changed))
+        assert not spwnet.videodecoding._is_intact(bytes(changed))
 
 
 def test_ffv1_without_checksums_is_read(tmp_path):
@@ -623,8 +624,8 @@ def test_a_long_gap_is_searched_once(tmp_path, monkeypatch):
     path = film(tmp_path / "a.mp4", "libx265", count=40, g="20", preset="ultrafast", bf="0")
     damage(path, 21, whole=True)
     source = VideoSource(path)
-    feed, calls = spwnet.videos._Decoder._feed, []
-    monkeypatch.setattr(spwnet.videos._Decoder, "_feed", lambda self: (calls.append(self), feed(self))[1])
+    feed, calls = spwnet.videodecoding.FrameDecoder._feed, []
+    monkeypatch.setattr(spwnet.videodecoding.FrameDecoder, "_feed", lambda self: (calls.append(self), feed(self))[1])
     numbers = good(source)
     assert set(range(21)) <= set(numbers)
     assert len(numbers) < 40
@@ -639,7 +640,7 @@ def test_reading_goes_on_after_an_error_of_the_disk(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(spwnet.videos._Decoder, "_feed", feed)
+        patch.setattr(spwnet.videodecoding.FrameDecoder, "_feed", feed)
         with pytest.raises(InputError, match=r"frame 8 of '.*a\.mp4', at 0\.320 s, but: Input/output error; check"):
             source[8]
     assert number_in(source[8].pixels) == 8
@@ -798,7 +799,7 @@ def test_a_missing_file_is_an_error(tmp_path):
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     path = plain(tmp_path / "a.mp4")
-    monkeypatch.setattr(spwnet.videos, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(spwnet.videodecoding, "MOST_PIXELS", 1000)
     with pytest.raises(InputError, match="at most 1,000 pixels, but they have 48×64; scale"):
         VideoSource(path)
 
