@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import spwnet.images
+import spwnet.stacks
 from spwnet.errors import InputError
 from spwnet.images import Image, ImageSource, JoinedImages, check_same_channels, fingerprint, frame_indices, open_images
 
@@ -610,7 +610,7 @@ def test_large_pictures_are_read_up_to_a_limit(tmp_path, monkeypatch):
     file = save(tmp_path / "a.png", noise(30, 40))
     assert open_images(file)[0].pixels.shape == (30, 40, 1)
     assert PIL.Image.MAX_IMAGE_PIXELS == 50
-    monkeypatch.setattr(spwnet.images, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(spwnet.stacks, "MOST_PIXELS", 1000)
     with pytest.raises(InputError, match=r"a\.png.*at most 1,000 pixels, but got 30×40; cut it"):
         open_images(file)
 
@@ -661,7 +661,7 @@ def test_channels_are_counted_without_reading(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "b.tif", noise(3, 20, 30), photometric="minisblack", metadata={"axes": "CYX"})
     np.save(tmp_path / "c.npy", noise(5, 6))
     source = open_images(tmp_path)
-    monkeypatch.setattr(spwnet.images.Stack, "read", None)
+    monkeypatch.setattr(spwnet.stacks.Stack, "read", None)
     assert check_same_channels(source, [0, 1]) == 3
     with pytest.raises(InputError, match="'a' has 3 and 'c' has 1; give images of one kind"):
         check_same_channels(source)

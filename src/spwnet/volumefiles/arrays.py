@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError
-from spwnet.images import MOST_CHANNELS
+from spwnet.stacks import MOST_CHANNELS
 from spwnet.volumefiles.stored import Stored, by_chunks
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spwnet.errors import InputError
-from spwnet.images import MOST_CHANNELS
+from spwnet.stacks import MOST_CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError
-from spwnet.images import MOST_CHANNELS
 from spwnet.packages import optional_package
+from spwnet.stacks import MOST_CHANNELS
 from spwnet.volumefiles.stored import Stored, quiet
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError
-from spwnet.images import PICTURES, SUFFIXES, TIFFS, find_paths
+from spwnet.images import SUFFIXES, find_paths
+from spwnet.stacks import PICTURES, TIFFS
 from spwnet.volumefiles.arrays import open_npy, open_raw
 from spwnet.volumefiles.hdf5 import open_hdf5
 from spwnet.volumefiles.medical import open_mrc, open_nifti

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from spwnet.errors import InputError
-from spwnet.images import MOST_CHANNELS
+from spwnet.stacks import MOST_CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError
-from spwnet.images import open_stack, open_tiff_stack, readable_image, single_image
+from spwnet.stacks import open_stack, open_tiff_stack, readable_image, single_image
 from spwnet.volumefiles.stored import Stored, arrange, quiet
 
 if TYPE_CHECKING:
