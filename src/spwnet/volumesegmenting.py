@@ -26,8 +26,9 @@ from spwnet.devices import available_memory, worker_pool
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.images import fingerprint
 from spwnet.runs import TrainedModel, load
+from spwnet.surfaces import mesh
 from spwnet.training import Progress, stoppable
-from spwnet.volumereport import mesh, orthogonal, summarise, write_results
+from spwnet.volumereport import orthogonal, summarise, write_results
 from spwnet.volumes import SliceSource, open_volume
 from spwnet.volumetric import grid_of, predict_part
 from spwnet.volumewriting import check_space, check_suffix, check_target
