@@ -43,7 +43,7 @@ KINDS = ("kill", "full", "failing", "short", "kill", "failing")
 """Of faults, in turn: killed at a random moment; files cannot grow beyond a random size; one of the writes, brought to
 the disk or renamed, fails as a full disk or a broken one does; an input is cut off at a random moment."""
 MOST_LATE = 4
-"""Faults that come after the work is done, over those asked for, at which no more are drawn."""
+"""Faults that come too late to do anything, over those asked for, at which no more are drawn."""
 LIMIT = 600
 """Seconds after which a run counts as hanging."""
 START = f"""
@@ -183,9 +183,12 @@ def torment(name: str, work: Work, folder: Path, faults: int, rng: np.random.Gen
     done = 0
     while done < faults and late < MOST_LATE * faults:
         again = place.with_name(f"{place.name}_{done + late}")
-        kind = KINDS[done % len(KINDS)]
+        kind = KINDS[(done + late) % len(KINDS)]
         number = int(rng.integers(1, {"full": max(sizes) + 1, "failing": 60}.get(kind, 2)))
         moment = rng.uniform(0, seconds) if kind in ("kill", "short") else None
+        if moment is not None and kind == "short":
+            # Training reads at the start alone.
+            moment *= rng.random() ** 2
         with shortened(work.inputs, rng) as shorten:
             ended = disturb([f"{kind}:{number}", *arguments(again)], moment, shorten if kind == "short" else kill)
         if ended == 0:
