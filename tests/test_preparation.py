@@ -279,6 +279,28 @@ def test_unit_values_alone(dtype):
     np.testing.assert_array_equal(unit, prepare(image, PLAIN, found).unit)
 
 
+@given(st.data(), st.integers(2, 30), st.integers(2, 30), st.floats(0.2, 1.5), st.sampled_from(["u1", "f4"]))
+def test_a_patch_has_the_pixels_of_the_whole(data, height, width, scale, dtype):
+    """Exactly, on any scale."""
+    image = Image(np.random.default_rng(0).integers(0, 99, (height, width, 2)).astype(dtype), "a", False)
+    settings = ImageSettings(scale=scale)
+    found = measure([image], settings)
+    whole = prepare(image, settings, found)
+    spans = []
+    for n in whole.unit.shape[:2]:
+        start = data.draw(st.integers(0, n - 1))
+        spans.append(slice(start, data.draw(st.integers(start + 1, n))))
+    patch = (spans[0], spans[1])
+    part = prepare(image, settings, found, patch)
+    np.testing.assert_array_equal(part.unit, whole.unit[patch])
+    np.testing.assert_array_equal(part.network, whole.network[patch])
+    labels = np.arange(height * width).reshape(height, width)
+    np.testing.assert_array_equal(part.frame.bring(labels), whole.frame.bring(labels)[patch])
+    (top, bottom), (left, right) = part.frame.region
+    assert 0 <= top < bottom <= height
+    assert 0 <= left < right <= width
+
+
 # The way back
 
 frames = st.builds(

@@ -17,7 +17,7 @@ from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, pick_device
 from spwnet.errors import RunError, SettingsError, Stopped
 from spwnet.gallery import Gallery, make_gallery, write_gallery
-from spwnet.gathering import gather, training_slices
+from spwnet.gathering import gather, patches_in, training_slices
 from spwnet.graph import build_graph
 from spwnet.images import check_same_channels, fingerprint, open_images
 from spwnet.prediction import describe, oversegment, predict
@@ -117,13 +117,15 @@ def train(
     directory = None if run is None else Run(run)
     if directory is not None:
         storage.check_folder(directory.folder, overwrite=overwrite, resume=resume)
-    data = gather(images, frames, superpixels, settings)
+    resume = resume and directory is not None and directory.description.exists()
+    known = patches_in(directory.read()[0]) if directory is not None and resume else None
+    data = gather(images, frames, superpixels, settings, known)
     dtype = convolution_type(settings.training.precision, target)
     data.info |= {"device": str(target), "precision": str(dtype).removeprefix("torch."), **outputs.provenance()}
-    if directory is not None:
-        resume = resume and directory.description.exists()
-        if _begin(directory, settings, data.info, data.normalisation, overwrite=overwrite, resume=resume):
-            return load(directory.folder, device=device)
+    if directory is not None and _begin(
+        directory, settings, data.info, data.normalisation, overwrite=overwrite, resume=resume
+    ):
+        return load(directory.folder, device=device)
 
     pairs = [
         (prepared, None if regions is None else build_graph(regions, prepared.unit, target))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from spwnet.codebook import Descriptors, fit_codebook
 from spwnet.descriptors import handmade
 from spwnet.devices import available_memory
-from spwnet.errors import InputError, SettingsError
+from spwnet.errors import InputError, RunError, SettingsError
 from spwnet.images import (
     Image,
     check_same_channels,
@@ -30,20 +30,25 @@ from spwnet.training import check_images
 from spwnet.volumes import SliceSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from spwnet.config import ImageSettings, Settings
     from spwnet.images import ImageSource
-    from spwnet.preparation import Normalisation, Prepared
+    from spwnet.preparation import Normalisation, Patch, Prepared
     from spwnet.superpixels import Superpixels
     from spwnet.volumes import Volume
 
 logger = logging.getLogger(__name__)
 
-TRAINING_BYTES, PREDICTION_BYTES = 700, 450
-"""Memory that a working pixel takes in training and in prediction, measured with three channels, and some more."""
+TRAINING_BYTES, PREDICTION_BYTES, STITCHING_BYTES = 700, 450, 60
+"""Memory that a working pixel takes in training, in prediction, and where only patches of its image are worked on.
+
+Measured with three channels, and some more.
+"""
+PATCH_SIDE = 1024
+"""Working pixels along the sides of the patches that are trained on where images do not fit, at most."""
 MOST_CANDIDATES = 48
 """Images that "auto" looks at."""
 CANDIDATE_PIXELS, CANDIDATE_SIDE = 16_384, 128
@@ -59,42 +64,136 @@ class TrainingData:
     info: dict[str, Any]
 
 
-def gather(images: Any, frames: Sequence[int] | str | None, superpixels: Any, settings: Settings) -> TrainingData:
-    """Read, check, prepare and oversegment the training images."""
+def gather(
+    images: Any,
+    frames: Sequence[int] | str | None,
+    superpixels: Any,
+    settings: Settings,
+    known: Mapping[str, Sequence[Patch | None]] | None = None,
+) -> TrainingData:
+    """Read, check, prepare and oversegment the training images, or patches of them where they do not fit.
+
+    Parameters
+    ----------
+    images, frames, superpixels, settings
+        As in `train`.
+    known : mapping of str to sequence of (slice, slice) or None, optional
+        Patches by the SHA-256 of their image, of a training that goes on: whatever memory there is now.
+    """
     source = open_images(images, settings.images.axes)
     chosen = training_indices(source, frames, settings)
     channels = check_same_channels(source, chosen)
-    check_memory(source, chosen, settings.images, TRAINING_BYTES, "train on", together=True)
+    if known is None:
+        check_memory(source, chosen, settings.images, STITCHING_BYTES, "train on", together=True)
     label_source = label_source_of(superpixels, settings, source)
     raw = [source[index] for index in chosen]
     normalisation = measure(raw, settings.images)
-    pairs = [
-        prepare_image(image, settings, normalisation, label_source(index))
-        for image, index in zip(raw, chosen, strict=True)
-    ]
+    digests = [fingerprint(image) for image in raw]
+    sizes = [working_size(image.pixels.shape, settings.images) for image in raw]
+    pixels, memory = sum(map(math.prod, sizes)), available_memory()
+    if known is None:
+        patches = [patches_of(size, memory / (TRAINING_BYTES * pixels)) for size in sizes]
+    else:
+        patches = [list(known.get(digest, [None])) for digest in digests]
+        _check_within(sizes, patches)
+    n_patches = sum(patch is not None for some in patches for patch in some)
+    if n_patches:
+        logger.warning(
+            "%.3g million working pixels do not fit into %.1f GiB of memory: training on %d patches of them",
+            pixels / 1e6, memory / 2**30, n_patches,
+        )  # fmt: skip
+    pairs, described = [], []
+    for image, index, digest, some in zip(raw, chosen, digests, patches, strict=True):
+        for number, patch in enumerate(some, start=1):
+            name = image.name if len(some) == 1 else f"{image.name} ({number} of {len(some)})"
+            prepared, regions = prepare_image(
+                replace(image, name=name), settings, normalisation, label_source(index), patch
+            )
+            pairs.append((prepared, regions))
+            height, width = prepared.unit.shape[:2]
+            count = None if regions is None else regions.count
+            logger.info("%s: %d×%d working pixels, %s superpixels", name, height, width, count or "no")
+            described.append(
+                {
+                    "name": name,
+                    "sha256": digest,
+                    "shape": list(image.pixels.shape),
+                    "working_shape": [height, width],
+                    "superpixels": count,
+                    **({} if patch is None else {"patch": [[part.start, part.stop] for part in patch]}),
+                }
+            )
     if settings.learns:
         check_images([prepared for prepared, _ in pairs], settings)
-    described = []
-    for image, (prepared, regions) in zip(raw, pairs, strict=True):
-        height, width = prepared.unit.shape[:2]
-        count = None if regions is None else regions.count
-        logger.info("%s: %d×%d working pixels, %s superpixels", image.name, height, width, count or "no")
-        described.append(
-            {
-                "name": image.name,
-                "sha256": fingerprint(image),
-                "shape": list(image.pixels.shape),
-                "working_shape": [height, width],
-                "superpixels": count,
-            }
-        )
     return TrainingData(pairs, normalisation, {"channels": channels, "images": described})
 
 
-def check_memory(
-    source: ImageSource, chosen: Sequence[int], settings: ImageSettings, bytes_each: int, what: str, *, together: bool
+def _check_within(sizes: Sequence[tuple[int, int]], patches: Sequence[Sequence[Patch | None]]) -> None:
+    for size, some in zip(sizes, patches, strict=True):
+        for patch in some:
+            if patch and not all(0 <= part.start < part.stop <= n for part, n in zip(patch, size, strict=True)):
+                raise RunError(
+                    f"expected patches within {size[0]}×{size[1]} working pixels in run.json, but got rows and columns "
+                    f"{[(part.start, part.stop) for part in patch]}; use `--overwrite`, or another directory"
+                )
+
+
+def patches_in(info: dict[str, Any]) -> dict[str, list[Patch | None]]:
+    """Return the patches that ``run.json`` tells of, by the SHA-256 of their image.
+
+    Raises
+    ------
+    RunError
+        If they are damaged.
+    """
+    found: dict[str, list[Patch | None]] = {}
+    try:
+        for image in info.get("images", []):
+            patch = image.get("patch")
+            if patch is not None:
+                (top, bottom), (left, right) = patch
+                patch = slice(int(top), int(bottom)), slice(int(left), int(right))
+            found.setdefault(image["sha256"], []).append(patch)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"expected images with their patches in run.json, but: {error!r}; use `--overwrite`") from error
+    return found
+
+
+def patches_of(working: tuple[int, int], ratio: float) -> list[Patch | None]:
+    """Spread patches evenly over a working image, to so much of it as there is memory for.
+
+    Parameters
+    ----------
+    working : (int, int)
+        Height and width of the working image.
+    ratio : float
+        Memory that there is over the memory that is needed.
+
+    Returns
+    -------
+    list of (slice, slice) or None
+        Rows and columns of each patch; None alone is the whole image, for which there is memory.
+    """
+    if ratio >= 1:
+        return [None]
+    height, width = working
+    pixels = height * width * ratio
+    side = max(1, min(PATCH_SIDE, math.isqrt(int(pixels))))
+    h, w = min(height, side), min(width, side)
+    count = max(1, int(pixels / (h * w)))
+    rows = min(count, height // h, max(1, round(math.sqrt(count * height / width))))
+    columns = min(count // rows, width // w)
+    tops, lefts = (
+        [(2 * k + 1) * n // (2 * many) - part // 2 for k in range(many)]
+        for n, many, part in ((height, rows, h), (width, columns, w))
+    )
+    return [(slice(top, top + h), slice(left, left + w)) for top in tops for left in lefts]
+
+
+def memory_ratio(
+    source: ImageSource, chosen: Sequence[int], settings: ImageSettings, bytes_each: int, *, together: bool
 ) -> float:
-    """Estimate the memory that images need, and check that it can be had.
+    """Estimate how many times the memory that images need can be had.
 
     Parameters
     ----------
@@ -104,27 +203,22 @@ def check_memory(
     settings : ImageSettings
     bytes_each : int
         Memory that a working pixel takes.
-    what : str
-        What is done with the images, for the message.
     together : bool
         Whether all of them are held at a time, or the largest on its own.
+    """
+    return available_memory() / max(1, _working_pixels(source, chosen, settings, together) * bytes_each)
 
-    Returns
-    -------
-    float
-        How many times as much can be had.
+
+def check_memory(
+    source: ImageSource, chosen: Sequence[int], settings: ImageSettings, bytes_each: int, what: str, *, together: bool
+) -> None:
+    """Check that the memory that images need can be had, as `memory_ratio`; `what` is done with them.
 
     Raises
     ------
     SettingsError
     """
-    counts = []
-    for index in chosen:
-        # Whatever its size, "auto" has an upper bound; what cannot be read is told of later.
-        with suppress(InputError):
-            auto = settings.scale == "auto"
-            counts.append(settings.max_pixels if auto else math.prod(working_size(image_size(source, index), settings)))
-    pixels = sum(counts) if together else max(counts, default=0)
+    pixels = _working_pixels(source, chosen, settings, together)
     needed, there = pixels * bytes_each, available_memory()
     if needed > there:
         raise SettingsError(
@@ -132,7 +226,16 @@ def check_memory(
             f"but there are {there / 2**30:.1f} GiB; use a lower `images.scale` (at most "
             f"{math.sqrt(there / needed):.2g} of the present), or leave it at 'auto'"
         )
-    return there / max(needed, 1)
+
+
+def _working_pixels(source: ImageSource, chosen: Sequence[int], settings: ImageSettings, together: bool) -> int:
+    counts = []
+    for index in chosen:
+        # Whatever its size, "auto" has an upper bound; what cannot be read is told of later.
+        with suppress(InputError):
+            auto = settings.scale == "auto"
+            counts.append(settings.max_pixels if auto else math.prod(working_size(image_size(source, index), settings)))
+    return sum(counts) if together else max(counts, default=0)
 
 
 def training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from spwnet.blocks import tiles, widened, within
 from spwnet.classes import clean
 from spwnet.codebook import Descriptors
 from spwnet.codebook import uncertainty as doubt_of
@@ -19,7 +20,7 @@ from spwnet.errors import InputError
 from spwnet.filters import interpolated
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
-from spwnet.preparation import SMOOTH, Prepared, display, prepare, restore
+from spwnet.preparation import SMOOTH, Prepared, display, frame_of, prepare, restore, working_size
 from spwnet.results import Prediction
 from spwnet.steadying import steady
 from spwnet.superpixels import Superpixels, make_superpixels
@@ -35,18 +36,26 @@ if TYPE_CHECKING:
     from spwnet.graph import RegionGraph
     from spwnet.images import Image, ImageSource
     from spwnet.model import WNet
-    from spwnet.preparation import Normalisation
+    from spwnet.preparation import Normalisation, Patch
     from spwnet.runs import TrainedModel
     from spwnet.steadying import Before
 
+HALO = 128
+"""Working pixels that a patch sees around it: what lies beyond tells next to nothing about it."""
+LEAST_PATCH = 64
+"""Working pixels along a side of a patch, its halo left out, at least."""
 MOST_WORKERS = 8
 """Images in work at a time, at most; each takes a few hundred bytes a working pixel."""
 
 
 def prepare_image(
-    image: Image, settings: Settings, normalisation: Normalisation, labels: NDArray[Any] | None = None
+    image: Image,
+    settings: Settings,
+    normalisation: Normalisation,
+    labels: NDArray[Any] | None = None,
+    patch: Patch | None = None,
 ) -> tuple[Prepared, Superpixels | None]:
-    """Prepare one image and oversegment it.
+    """Prepare one image, or a patch of it, and oversegment it.
 
     Parameters
     ----------
@@ -55,11 +64,19 @@ def prepare_image(
     normalisation : Normalisation
     labels : (H, W) or (h, w) int array, optional
         The user's superpixels, in the size of the input or in the working size.
+    patch : (slice, slice), optional
+        Rows and columns in working pixels.
     """
-    prepared = prepare(image, settings.images, normalisation)
-    if labels is not None and labels.shape[:2] == prepared.frame.shape:
-        labels = prepared.frame.bring(labels)
-    return prepared, oversegment(prepared, settings.superpixels, labels)
+    prepared = prepare(image, settings.images, normalisation, patch)
+    frame, chosen = prepared.frame, settings.superpixels
+    if labels is not None and labels.shape[:2] == frame.shape:
+        labels = frame.bring(labels)
+    elif labels is not None and labels.shape[:2] == frame.working:
+        labels = labels[frame.shown]
+    if chosen.count is not None:
+        share = math.prod(prepared.unit.shape[:2]) / math.prod(frame.working)
+        chosen = chosen.model_copy(update={"count": max(1, round(chosen.count * share))})
+    return prepared, oversegment(prepared, chosen, labels)
 
 
 def oversegment(
@@ -168,6 +185,51 @@ def predict(
     return members[found.cpu().numpy()].reshape(shape).astype(np.int32), second.cpu().numpy().reshape(shape)
 
 
+def fits_in_patches(most_pixels: float) -> bool:
+    """Whether so many working pixels at a time are enough for patches with their halo."""
+    return math.isqrt(int(most_pixels)) >= LEAST_PATCH + 2 * HALO
+
+
+def predict_in_patches(
+    model: TrainedModel,
+    image: Image,
+    labels: LabelSettings,
+    regions: NDArray[Any] | None,
+    most_pixels: int,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Label an image in its working size patch by patch, each with a halo around it.
+
+    The pixels of a patch are those of the whole image. Its superpixels need not be, and evidence from beyond the halo
+    is missing: labels can differ in places from those of the whole image.
+
+    Parameters
+    ----------
+    model, labels
+        As in `predict`.
+    image : Image
+    regions : (H, W) or (h, w) int array or None
+        The user's superpixels.
+    most_pixels : int
+        Working pixels of a patch with its halo, at most; `fits_in_patches` must be true of it.
+
+    Returns
+    -------
+    classes : (h, w) int32 array
+    uncertainty : (h, w) float32 array in 0…1
+    """
+    working = working_size(image.pixels.shape, model.settings.images)
+    side = math.isqrt(most_pixels) - 2 * HALO
+    sides = [math.ceil(n / math.ceil(n / side)) for n in working]
+    classes, doubt = np.empty(working, np.int32), np.empty(working, np.float32)
+    for core in tiles((1, *working), (1, *sides)):
+        around = widened(core, (0, HALO, HALO), (1, *working))
+        prepared, superpixels = prepare_image(image, model.settings, model.normalisation, regions, around[1:])
+        graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
+        inner = within(core, around)[1:]
+        classes[core[1:]], doubt[core[1:]] = (found[inner] for found in predict(model, prepared, graph, labels))
+    return classes, doubt
+
+
 def thinning(shape: Sequence[int], most_pixels: int) -> int:
     """Step between the rows, and columns, of a picture of an image (H, W, …) that leaves so many pixels at most."""
     return math.ceil(math.sqrt(shape[0] * shape[1] / most_pixels))
@@ -211,6 +273,7 @@ def predict_all(
     sha256: bool = True,
     carry: Before | Literal[False] | None = False,
     most_workers: int = MOST_WORKERS,
+    most_pixels: int | None = None,
 ) -> Iterator[Prediction | InputError]:
     """Label the images of a source in their order, a few at a time, each on one thread.
 
@@ -231,6 +294,8 @@ def predict_all(
         False labels each image on its own; else each in the light of the one before it, the first in that of `carry`.
     most_workers : int
         Images in work at a time, at most.
+    most_pixels : int, optional
+        Larger images are labelled in patches of so many working pixels; only without `carry`.
 
     Yields
     ------
@@ -246,8 +311,7 @@ def predict_all(
             image = source[index]
         except InputError as error:
             return error
-        prepared, superpixels = prepare_image(image, settings, normalisation, label_source(index))
-        graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
+        regions, frame = label_source(index), frame_of(image.pixels.shape, settings.images)
         stride, picture = 1, None
         if most_picture_pixels != 0:
             if most_picture_pixels is not None:
@@ -257,11 +321,11 @@ def predict_all(
 
         def finish(classes: NDArray[np.int32], doubt: NDArray[np.float32], now: Before | None = None) -> Prediction:
             cleaned = clean(classes, labels)
-            pixels = np.bincount(cleaned.ravel(), prepared.frame.counts().ravel())
-            wide = restore(doubt, prepared.frame) if uncertainty else None
+            pixels = np.bincount(cleaned.ravel(), frame.counts().ravel())
+            wide = restore(doubt, frame) if uncertainty else None
             return Prediction(
-                name=prepared.name,
-                labels=restore(cleaned, prepared.frame),
+                name=image.name,
+                labels=restore(cleaned, frame),
                 uncertainty=wide,
                 areas={k: int(n) for k, n in enumerate(pixels) if n},
                 picture=picture,
@@ -270,6 +334,11 @@ def predict_all(
                 now=now,
             )
 
+        if most_pixels is not None and math.prod(frame.working) > most_pixels:
+            in_patches = finish(*predict_in_patches(model, image, labels, regions, most_pixels))
+            return lambda _: in_patches
+        prepared, superpixels = prepare_image(image, settings, normalisation, regions)
+        graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
         if not steadily:
             done = finish(*predict(model, prepared, graph, labels))
             return lambda _: done

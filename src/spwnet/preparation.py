@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from spwnet.config import ImageSettings
     from spwnet.images import Image
 
+    Patch = tuple[slice, slice]
+
 logger = logging.getLogger(__name__)
 
 PERCENTILES = (0.1, 99.9)
@@ -117,17 +119,32 @@ class Frame:
         Pixels cut off at each border.
     working : (int, int)
         Height and width of the working image.
+    patch : (slice, slice), optional
+        Rows and columns of the working image that there are, if it is worked on in patches.
     """
 
     shape: tuple[int, int]
     margin: int
     working: tuple[int, int]
+    patch: Patch | None = None
+
+    @property
+    def shown(self) -> Patch:
+        """Rows and columns of the working image that there are."""
+        height, width = self.working
+        return self.patch or (slice(0, height), slice(0, width))
 
     @property
     def region(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns (start, stop) of the input that the working image shows."""
-        (height, width), margin = self.shape, self.margin
-        return (margin, height - margin), (margin, width - margin)
+        """Rows and columns (start, stop) of the input that the patch shows."""
+        rows, columns = (
+            (
+                self.margin + part.start * (n - 2 * self.margin) // size,
+                self.margin - (-part.stop * (n - 2 * self.margin) // size),
+            )
+            for n, size, part in zip(self.shape, self.working, self.shown, strict=True)
+        )
+        return rows, columns
 
     def counts(self) -> NDArray[np.float64]:
         """Count the pixels of the input that take their class from each working pixel, (h, w)."""
@@ -144,9 +161,11 @@ class Frame:
         ]
 
     def bring(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Bring labels of the input to the working size: (H, W) → (h, w), by the nearest pixel."""
+        """Bring labels of the input to those of the patch: (H, W) → (h, w), by the nearest pixel."""
         cropped = [n - 2 * self.margin for n in self.shape]
-        rows, columns = (_nearest(h, n) + self.margin for h, n in zip(self.working, cropped, strict=True))
+        rows, columns = (
+            (_nearest(h, n) + self.margin)[part] for h, n, part in zip(self.working, cropped, self.shown, strict=True)
+        )
         return labels[rows[:, None], columns]
 
 
@@ -234,7 +253,7 @@ def measure(images: Iterable[Image], settings: ImageSettings) -> Normalisation:
     if rgb:  # one range for all three, or the colours would change
         ranges = [(min(low for low, _ in ranges), max(high for _, high in ranges)) for _ in channels]
     low, high = zip(*ranges, strict=True)
-    units = [_unit(image, settings, low, high)[0] for image in images]
+    units = [_unit(image, settings, frame_of(image.pixels.shape, settings), low, high) for image in images]
     count = sum(unit[..., 0].size for unit in units)
     mean = sum(unit.sum((0, 1), dtype=np.float64) for unit in units) / count
     variance = sum(np.square(unit - mean).sum((0, 1)) for unit in units) / count
@@ -242,7 +261,14 @@ def measure(images: Iterable[Image], settings: ImageSettings) -> Normalisation:
     return Normalisation(low, high, tuple(mean.tolist()), tuple(std.tolist()), rgb, settings.normalise == "standardise")
 
 
-def prepare(image: Image, settings: ImageSettings, normalisation: Normalisation) -> Prepared:
+def frame_of(shape: Sequence[int], settings: ImageSettings, patch: Patch | None = None) -> Frame:
+    """Lay out the working image of an image (H, W, …), or of a patch of it, in working pixels."""
+    return Frame((shape[0], shape[1]), settings.margin, working_size(shape, settings), patch)
+
+
+def prepare(
+    image: Image, settings: ImageSettings, normalisation: Normalisation, patch: Patch | None = None
+) -> Prepared:
     """Prepare an image: cut the margin, bring to 0…1, scale, sharpen, normalise.
 
     Parameters
@@ -251,6 +277,8 @@ def prepare(image: Image, settings: ImageSettings, normalisation: Normalisation)
     settings : ImageSettings
     normalisation : Normalisation
         From `measure` of the training images.
+    patch : (slice, slice), optional
+        Rows and columns in working pixels, if not all of it. Only sharpening sees their border.
 
     Raises
     ------
@@ -258,7 +286,8 @@ def prepare(image: Image, settings: ImageSettings, normalisation: Normalisation)
         If the number of channels is another than in training, or the margin leaves nothing.
     """
     _check_channels([image], len(normalisation.low))
-    unit, frame = _unit(image, settings, normalisation.low, normalisation.high)
+    frame = frame_of(image.pixels.shape, settings, patch)
+    unit = _unit(image, settings, frame, normalisation.low, normalisation.high)
     network = unit
     if normalisation.standardise:
         mean, std = (np.asarray(values, np.float32) for values in (normalisation.mean, normalisation.std))
@@ -332,34 +361,37 @@ def _range(values: NDArray[Any], channel: int) -> tuple[float, float]:
 
 
 def _unit(
-    image: Image, settings: ImageSettings, low: Sequence[float], high: Sequence[float]
-) -> tuple[NDArray[np.float32], Frame]:
+    image: Image, settings: ImageSettings, frame: Frame, low: Sequence[float], high: Sequence[float]
+) -> NDArray[np.float32]:
     """Cut, bring to 0…1, scale and sharpen, channel by channel."""
-    pixels = _cut(image, settings.margin)
-    working = working_size(image.pixels.shape, settings)
-    unit = _resized_unit(pixels, working, low, high)
-    for c in range(pixels.shape[-1]):
+    unit = _resized_unit(_cut(image, settings.margin), frame, low, high)
+    for c in range(unit.shape[-1]):
         unit[..., c] = _sharpen(unit[..., c], settings)
-    return unit, Frame((image.pixels.shape[0], image.pixels.shape[1]), settings.margin, working)
+    return unit
 
 
 def _resized_unit(
-    pixels: NDArray[Any], size: tuple[int, int], low: Sequence[float], high: Sequence[float]
+    pixels: NDArray[Any], frame: Frame, low: Sequence[float], high: Sequence[float]
 ) -> NDArray[np.float32]:
-    """Bring stored values (H, W, C) to 0…1, and to another size: (h, w, C).
+    """Bring stored values (H, W, C) to 0…1, and to the working size: (h, w, C), all of it or a patch.
 
     Bilinearly; on reduction over as many pixels as fall together. A few rows at a time: the whole image as floats would
     pass through memory several times.
     """
     height, width, channels = pixels.shape
-    if (height, width) == size:
-        return _to_unit(pixels, low, high)
-    rows, columns = _resampling(height, size[0]), _resampling(width, size[1])
+    if (height, width) == frame.working:
+        return _to_unit(pixels[frame.shown], low, high)
+    rows, columns = (
+        _resampling(n, size)[part] for n, size, part in zip((height, width), frame.working, frame.shown, strict=True)
+    )
+    left, right = int(columns.indices.min()), int(columns.indices.max()) + 1
+    columns, width = columns[:, left:right], right - left
+    size = rows.shape[0], columns.shape[0]
     unit = np.empty((*size, channels), np.float32)
     for start in range(0, size[0], BLOCK_ROWS):
         some = rows[start : start + BLOCK_ROWS]
         first, last = int(some.indices.min()), int(some.indices.max()) + 1
-        block = _to_unit(pixels[first:last], low, high).reshape(last - first, width * channels)
+        block = _to_unit(pixels[first:last, left:right], low, high).reshape(last - first, width * channels)
         block = some[:, first:last] @ block
         count = len(block)
         block = columns @ block.reshape(count, width, channels).swapaxes(0, 1).reshape(width, count * channels)

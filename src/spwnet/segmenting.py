@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -11,10 +12,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from spwnet import outputs, storage
+from spwnet.devices import available_memory
 from spwnet.errors import InputError, SettingsError, Stopped
-from spwnet.gathering import PREDICTION_BYTES, check_memory, label_source_of
+from spwnet.gathering import PREDICTION_BYTES, STITCHING_BYTES, check_memory, label_source_of, memory_ratio
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
-from spwnet.prediction import MOST_WORKERS, predict_all, thinning
+from spwnet.prediction import MOST_WORKERS, fits_in_patches, predict_all, thinning
 from spwnet.results import Results
 from spwnet.runs import TrainedModel, load
 from spwnet.training import Progress, stoppable
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from spwnet.config import LabelSettings
+    from spwnet.config import ImageSettings, LabelSettings
     from spwnet.naming import ClassMap
     from spwnet.sources import ImageSource
 
@@ -146,10 +148,10 @@ def segment(
             f"expected images of {model.info['channels']} channels as in training, but '{source.names[chosen[0]]}' "
             f"has {channels}; segment images of the same kind"
         )
-    at_once = check_memory(source, chosen, model.settings.images, PREDICTION_BYTES, "segment", together=False)
     label_source = label_source_of(superpixels, model.settings, source)
     steady = is_video if cleaning.steady == "auto" else cleaning.steady
     steady = steady and cleaning.mode == "codebook"
+    at_once, most_pixels = _memory_for(source, chosen, model.settings.images, whole=steady)
     names = tuple(source.names[index] for index in chosen)
     writer, carry = None, None
     todo: Sequence[int] = range(len(chosen))
@@ -207,6 +209,7 @@ def segment(
         sha256=writer is not None and not (is_video and suffix == VIDEO),
         carry=carry if steady else False,
         most_workers=max(1, int(min(at_once, MOST_WORKERS))),
+        most_pixels=most_pixels,
     )
     with stoppable() as should_stop:
         for done, (position, outcome) in enumerate(zip(todo, stream, strict=True), start=1):
@@ -239,6 +242,32 @@ def segment(
     names = tuple(name for name in names if name in counts)
     counts = {name: counts[name] for name in names}
     return Segmentation(names, found, counts, None if writer is None else writer.folder, doubts)
+
+
+def _memory_for(
+    source: ImageSource, chosen: Sequence[int], settings: ImageSettings, *, whole: bool
+) -> tuple[float, int | None]:
+    """How many images fit into memory at once; if not one does, in patches of how many working pixels.
+
+    Raises
+    ------
+    SettingsError
+        If they must be labelled whole, or there is not the memory for patches either.
+    """
+    ratio = memory_ratio(source, chosen, settings, PREDICTION_BYTES, together=False)
+    if ratio >= 1:
+        return ratio, None
+    check_memory(
+        source, chosen, settings, PREDICTION_BYTES if whole else 2 * STITCHING_BYTES, "segment", together=False
+    )
+    # Half of the memory is for what is put together.
+    most_pixels = int(available_memory() / 2 / PREDICTION_BYTES)
+    if not fits_in_patches(most_pixels):
+        check_memory(source, chosen, settings, PREDICTION_BYTES, "segment", together=False)
+    logger.warning(
+        "images do not fit into memory whole: labelling them in patches of %d² working pixels", math.isqrt(most_pixels)
+    )
+    return 1.0, most_pixels
 
 
 def check_images_for(model: TrainedModel, labels: LabelSettings) -> None:
