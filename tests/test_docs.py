@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,14 @@ def test_generated_pages_are_written_once(generators, tmp_path):
 def test_reference_has_every_public_name():
     names = re.findall(r"^\.\. (?:auto|py:)\w+:: spwnet\.(\w+)(?:\(\))?$", text_of(DOCS / "reference/api.rst"), re.M)
     assert sorted(names) == sorted(spwnet.__all__)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "reference").glob("*.rst")), ids=lambda page: page.stem)
+def test_no_section_of_the_reference_is_empty(page):
+    lines = text_of(page).splitlines()
+    underlines = [k for k, line in enumerate(lines) if set(line) in ({"="}, {"-"})]
+    for here, following in pairwise([*underlines, len(lines) + 1]):
+        assert any(lines[here + 1 : following - 1]), lines[here - 1]
 
 
 def resolved(name):
