@@ -59,7 +59,7 @@ class TrainingData:
     info: dict[str, Any]
 
 
-def gather(images: Any, frames: Sequence[int] | str | None, superpixels: Any, settings: Settings) -> TrainingData:
+def gather(images: Any, frames: Sequence[int | str] | str | None, superpixels: Any, settings: Settings) -> TrainingData:
     """Read, check, prepare and oversegment the training images."""
     source = open_images(images, settings.images.axes)
     chosen = training_indices(source, frames, settings)
@@ -135,7 +135,7 @@ def check_memory(
     return there / max(needed, 1)
 
 
-def training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:
+def training_indices(source: ImageSource, frames: Sequence[int | str] | str | None, settings: Settings) -> list[int]:
     """Positions of the training images: those named, "auto", or a few spread evenly."""
     count = min(settings.training.images, len(source))
     if frames == "auto":
@@ -158,7 +158,7 @@ def training_indices(source: ImageSource, frames: Sequence[int] | str | None, se
 
 
 def training_slices(
-    volume: Volume, frames: Sequence[int] | str | None, settings: Settings
+    volume: Volume, frames: Sequence[int | str] | str | None, settings: Settings
 ) -> list[tuple[int, SliceSource, int]]:
     """Slices of a volume to train on: the axis that each is across, the slices across it, and its position.
 

@@ -276,7 +276,7 @@ class Run:
         Raises
         ------
         RunError
-            If it is missing, damaged, or of a newer format.
+            If it is missing, damaged, or of another format.
         """
         try:
             info = json.loads(self.description.read_text(encoding="utf-8"))
@@ -474,10 +474,23 @@ def _load_weights(network: WNet, tensors: dict[str, torch.Tensor], path: Path) -
 def load(run: str | Path, *, device: str = "auto") -> TrainedModel:
     """Read a trained model from a run directory.
 
+    Parameters
+    ----------
+    run : path
+        Run directory that `train` wrote.
+    device : str
+        Where its network is to be and images are segmented, whatever it was trained on: "auto", "cpu", "cuda" or "mps".
+
+    Returns
+    -------
+    TrainedModel
+
     Raises
     ------
     RunError
-        If it is not a finished run, is damaged, or is of a newer format.
+        If it is not a finished run, is damaged, or is of another format.
+    SettingsError
+        If this machine does not have the device.
     """
     model, target = Run(run).load(), pick_device(device)
     if model.network is not None:
