@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from spwnet.cli import app
 from spwnet.config import PRESETS, NamedClass, setting_names
 from spwnet.naming import read_classes
 from spwnet.runs import RUN_FORMAT, Run
+from tests.conftest import phantom
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -133,6 +135,27 @@ def test_files_of_a_run_are_in_the_reference():
     formats = text_of(DOCS / "reference/formats.md")
     for path in vars(Run("x")).values():
         assert path.name == "x" or f"`{path.name}" in formats, path
+
+
+def test_keys_of_summaries_are_in_the_reference(tiny, pictures, solid_model, tmp_path):
+    (section,) = re.findall(
+        r"^## Summary of a segmentation\n(.*?)^## ", text_of(DOCS / "reference/formats.md"), re.M | re.S
+    )
+    named = set(re.findall(r"`([\w-]+)`", section))
+    keys = set(re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, re.M))))
+    model = spwnet.train(pictures, settings=tiny)
+    spwnet.segment(model, pictures, tmp_path / "images")
+    spwnet.segment(model, pictures, tmp_path / "video", suffix=".mp4", classes=model.class_map())
+    volume = spwnet.open_volume(phantom(), spacing=1.0, unit="micrometer")
+    spwnet.segment_volume(solid_model, volume, tmp_path / "volume", classes=solid_model.class_map())
+    images, video, volume = (
+        json.loads((tmp_path / kind / "segmentation.json").read_text()) for kind in ("images", "video", "volume")
+    )
+    assert {*images, *video, *volume} == keys
+    parts = [images["tree"], volume["volume"], volume["summary"], volume["summary"]["along"]]
+    for entries in (video["classes"], images["images"], video["images"], volume["summary"]["classes"]):
+        parts += entries.values()
+    assert named >= {key for part in parts for key in part}
 
 
 def test_file_of_classes_in_the_reference_can_be_read(tmp_path):

@@ -12,6 +12,7 @@
       gallery/                  training images with their finest classes, to be looked at without the images
       classes.toml              classes by name, once somebody merged or named some
       classes.jsonl             what they were before, to undo it
+      report.html               the page of the run as one file, if it was asked for
 """
 
 from __future__ import annotations
