@@ -158,6 +158,24 @@ def test_keys_of_summaries_are_in_the_reference(tiny, pictures, solid_model, tmp
     assert named >= {key for part in parts for key in part}
 
 
+OPENING = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "File", "TiffFile", "safe_open", "memmap"}
+
+
+def opens_files(module):
+    """Whether a module calls what opens files."""
+    calls = [node.func for node in ast.walk(ast.parse(text_of(module))) if isinstance(node, ast.Call)]
+    names = {ast.unparse(call) for call in calls} - {"webbrowser.open"}
+    return any(name.rpartition(".")[2] in OPENING for name in names)
+
+
+def test_modules_that_open_files_are_those_that_contributors_are_told():
+    package = ROOT / "src" / "spwnet"
+    modules = [path.relative_to(package).with_suffix("").parts for path in package.rglob("*.py") if opens_files(path)]
+    found = {"volumefiles" if parts[0] == "volumefiles" else ".".join(parts) for parts in modules}
+    (told,) = re.findall(r"^Files are opened in .*?\n\n(.*?)\n\n", text_of(ROOT / "CONTRIBUTING.md"), re.M | re.S)
+    assert found == set(re.findall(r"`([\w.]+)`", told))
+
+
 def test_file_of_classes_in_the_reference_can_be_read(tmp_path):
     (block,) = (block for block in re.findall(r"```toml\n(.*?)```", text_of(DOCS / "reference/formats.md"), re.S))
     (tmp_path / "classes.toml").write_text(block)
