@@ -1,4 +1,4 @@
-# Every target sets up its own virtual environment first; nothing else is needed than Python 3.11 or newer.
+# On Linux or macOS: every target sets up its own virtual environment first; it takes Python 3.11 or newer, and the internet.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

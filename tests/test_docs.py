@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from spwnet.cli import app
 from spwnet.config import PRESETS, NamedClass, setting_names
 from spwnet.naming import read_classes
 from spwnet.runs import RUN_FORMAT, Run
+from tests.conftest import phantom
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -95,6 +98,14 @@ def test_reference_has_every_public_name():
     assert sorted(names) == sorted(spwnet.__all__)
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "reference").glob("*.rst")), ids=lambda page: page.stem)
+def test_no_section_of_the_reference_is_empty(page):
+    lines = text_of(page).splitlines()
+    underlines = [k for k, line in enumerate(lines) if set(line) in ({"="}, {"-"})]
+    for here, following in pairwise([*underlines, len(lines) + 1]):
+        assert any(lines[here + 1 : following - 1]), lines[here - 1]
+
+
 def resolved(name):
     """What a dotted name stands for."""
     parts = name.split(".")
@@ -124,6 +135,45 @@ def test_files_of_a_run_are_in_the_reference():
     formats = text_of(DOCS / "reference/formats.md")
     for path in vars(Run("x")).values():
         assert path.name == "x" or f"`{path.name}" in formats, path
+
+
+def test_keys_of_summaries_are_in_the_reference(tiny, pictures, solid_model, tmp_path):
+    (section,) = re.findall(
+        r"^## Summary of a segmentation\n(.*?)^## ", text_of(DOCS / "reference/formats.md"), re.M | re.S
+    )
+    named = set(re.findall(r"`([\w-]+)`", section))
+    keys = set(re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, re.M))))
+    model = spwnet.train(pictures, settings=tiny)
+    spwnet.segment(model, pictures, tmp_path / "images")
+    spwnet.segment(model, pictures, tmp_path / "video", suffix=".mp4", classes=model.class_map())
+    volume = spwnet.open_volume(phantom(), spacing=1.0, unit="micrometer")
+    spwnet.segment_volume(solid_model, volume, tmp_path / "volume", classes=solid_model.class_map())
+    images, video, volume = (
+        json.loads((tmp_path / kind / "segmentation.json").read_text()) for kind in ("images", "video", "volume")
+    )
+    assert {*images, *video, *volume} == keys
+    parts = [images["tree"], volume["volume"], volume["summary"], volume["summary"]["along"]]
+    for entries in (video["classes"], images["images"], video["images"], volume["summary"]["classes"]):
+        parts += entries.values()
+    assert named >= {key for part in parts for key in part}
+
+
+OPENING = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "File", "TiffFile", "safe_open", "memmap"}
+
+
+def opens_files(module):
+    """Whether a module calls what opens files."""
+    calls = [node.func for node in ast.walk(ast.parse(text_of(module))) if isinstance(node, ast.Call)]
+    names = {ast.unparse(call) for call in calls} - {"webbrowser.open"}
+    return any(name.rpartition(".")[2] in OPENING for name in names)
+
+
+def test_modules_that_open_files_are_those_that_contributors_are_told():
+    package = ROOT / "src" / "spwnet"
+    modules = [path.relative_to(package).with_suffix("").parts for path in package.rglob("*.py") if opens_files(path)]
+    found = {"volumefiles" if parts[0] == "volumefiles" else ".".join(parts) for parts in modules}
+    (told,) = re.findall(r"^Files are opened in .*?\n\n(.*?)\n\n", text_of(ROOT / "CONTRIBUTING.md"), re.M | re.S)
+    assert found == set(re.findall(r"`([\w.]+)`", told))
 
 
 def test_file_of_classes_in_the_reference_can_be_read(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from difflib import unified_diff
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_nothing_public_changes_unwittingly(name):
 def test_public_names_are_there():
     assert set(dir(spwnet)) == set(spwnet.__all__) == set(spwnet._HOME)
     assert len(set(spwnet.__all__)) == len(spwnet.__all__)
+
+
+FUNCTIONS = sorted(name for name in spwnet.__all__ if inspect.isfunction(getattr(spwnet, name)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_of_functions_are_whole(name):
+    text, found = inspect.getdoc(getattr(spwnet, name)), inspect.signature(getattr(spwnet, name))
+    headings = re.findall(r"^(\w+)\n-+$", text, re.M)
+    assert [one for one in headings if one != "Examples"] == ["Parameters", "Returns", "Raises"]
+    (section,) = re.findall(r"^Parameters\n-+\n(.*?)\n\nReturns\n", text, re.M | re.S)
+    entries = [line.partition(" : ")[0] for line in section.splitlines() if not line.startswith(" ")]
+    assert set(found.parameters) <= {word.strip("* ") for entry in entries for word in entry.split(",")}
 
 
 def write():

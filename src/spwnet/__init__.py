@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from spwnet.api import run, train
     from spwnet.classpage import report, view
-    from spwnet.config import PRESETS, Settings, make_settings
+    from spwnet.config import PRESETS, LabelSettings, Settings, make_settings
     from spwnet.demonstration import demo
     from spwnet.dividing import recut_regions, regions, regions_of_all
     from spwnet.errors import SpwnetError, Stopped
@@ -47,6 +47,7 @@ _HOME = {
     "regions": "spwnet.dividing",
     "regions_of_all": "spwnet.dividing",
     "recut_regions": "spwnet.dividing",
+    "LabelSettings": "spwnet.config",
     "LazyLabels": "spwnet.lazylabels",
     "RegionHierarchy": "spwnet.hierarchy",
     "Segmentation": "spwnet.segmenting",
@@ -77,6 +78,7 @@ _HOME = {
 __all__ = [
     "PRESETS",
     "ExportReport",
+    "LabelSettings",
     "LazyLabels",
     "LivePage",
     "NotebookView",

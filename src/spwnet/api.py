@@ -58,7 +58,7 @@ def train(
     run: str | Path | None = None,
     *,
     settings: Settings | None = None,
-    frames: Sequence[int] | str | None = None,
+    frames: Sequence[int | str] | Literal["all", "auto"] | None = None,
     superpixels: Any = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -76,8 +76,9 @@ def train(
         Directory for settings, weights, history and previews; without one nothing is written.
     settings : Settings, optional
         See `make_settings`; the default preset if not given.
-    frames : sequence of int or "all", optional
-        Frame numbers to train on; without them `training.images` of them, spread evenly.
+    frames : sequence of int or str, "all" or "auto", optional
+        Frame numbers to train on, or times in a video such as "2.5s"; "auto" takes a few that differ most. Without them
+        `training.images` of them, spread evenly.
     superpixels : path or sequence of (H, W) int arrays, optional
         The user's superpixels of all the images, for the method "labels".
     device : str
@@ -202,7 +203,7 @@ def _train_volume(
     volume: Volume,
     run: str | Path | None,
     settings: Settings,
-    frames: Sequence[int] | str | None,
+    frames: Sequence[int | str] | str | None,
     device: str,
     *,
     overwrite: bool,
@@ -430,7 +431,7 @@ def run(
     output: str | Path,
     *,
     settings: Settings | None = None,
-    frames: Sequence[int] | str | None = None,
+    frames: Sequence[int | str] | Literal["all", "auto"] | None = None,
     superpixels: Any = None,
     suffix: str | None = None,
     rate: float = 25.0,
@@ -453,8 +454,8 @@ def run(
     images, settings, superpixels, device, overwrite, resume, on_progress, watch
         As in `train`.
     output : path
-    frames : sequence of int or "all", optional
-        Frame numbers to train on.
+    frames : sequence of int or str, "all" or "auto", optional
+        Frames to train on, as in `train`; all images are segmented.
     suffix, rate, overlays, uncertainty
         As in `segment`; of a volume, `suffix` as in `segment_volume`.
     **blocks
@@ -463,6 +464,15 @@ def run(
     Returns
     -------
     TrainedModel, Segmentation or VolumeSegmentation
+
+    Raises
+    ------
+    SpwnetError
+        For any input, setting or place that cannot be used.
+    Stopped
+        After Ctrl-C, with everything kept to go on from.
+    TypeError
+        For an argument of volumes where `images` is none.
     """
     folder = Path(output)
     storage.check_folder(folder, overwrite=overwrite, resume=resume)

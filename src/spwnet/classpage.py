@@ -289,7 +289,7 @@ def _hexadecimal(colour: NDArray[np.uint8]) -> str:
 
 
 def report(run: str | Path, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
-    """Write what a run has come to as one HTML file that needs no network: pictures, classes, losses, settings.
+    """Write what a run has come to as one HTML file that works offline: pictures, classes, losses, settings.
 
     Parameters
     ----------

@@ -232,7 +232,7 @@ class NamedClass(_Section):
 
 
 class LabelSettings(_Section):
-    """From features to classes, and their cleaning, in working pixels and in this order."""
+    """From features to classes, and their cleaning, in this order and in working pixels (of volumes: stored voxels)."""
 
     mode: Literal["codebook", "argmax_of_mean", "max_count_of_argmax"] = "codebook"
     """A superpixel's label: the nearest of class centres fitted on the training images, the arg max of its mean

@@ -47,6 +47,13 @@ def demo(
     -------
     dict
         "mean_iou" and "iou" of the frames that were not trained on, "seconds", "picture".
+
+    Raises
+    ------
+    SpwnetError
+        For a sample, setting or place that cannot be used.
+    Stopped
+        After Ctrl-C.
     """
     folder = Path(output)
     storage.check_folder(folder, overwrite=overwrite)

@@ -218,6 +218,15 @@ def recut_regions(
     Returns
     -------
     (H, W) int32 array of regions
+
+    Raises
+    ------
+    InputError
+        If there is no hierarchy of regions at that path.
+    SettingsError
+        If both a number and a threshold are given, or one is out of range.
+    OutputError
+        If `output` cannot be written or holds something.
     """
     if not isinstance(hierarchy, RegionHierarchy):
         name = name or Path(hierarchy).stem

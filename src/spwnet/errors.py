@@ -26,7 +26,7 @@ class OutputError(SpwnetError):
 
 
 class RunError(SpwnetError):
-    """A run directory that is missing a part, damaged, of a newer format, or of other settings."""
+    """A run directory that is missing a part, damaged, of another format, or of other settings."""
 
 
 class Stopped(SpwnetError):

@@ -66,7 +66,7 @@ class TrainingData:
 
 def gather(
     images: Any,
-    frames: Sequence[int] | str | None,
+    frames: Sequence[int | str] | str | None,
     superpixels: Any,
     settings: Settings,
     known: Mapping[str, Sequence[Patch | None]] | None = None,
@@ -238,7 +238,7 @@ def _working_pixels(source: ImageSource, chosen: Sequence[int], settings: ImageS
     return sum(counts) if together else max(counts, default=0)
 
 
-def training_indices(source: ImageSource, frames: Sequence[int] | str | None, settings: Settings) -> list[int]:
+def training_indices(source: ImageSource, frames: Sequence[int | str] | str | None, settings: Settings) -> list[int]:
     """Positions of the training images: those named, "auto", or a few spread evenly."""
     count = min(settings.training.images, len(source))
     if frames == "auto":
@@ -261,7 +261,7 @@ def training_indices(source: ImageSource, frames: Sequence[int] | str | None, se
 
 
 def training_slices(
-    volume: Volume, frames: Sequence[int] | str | None, settings: Settings
+    volume: Volume, frames: Sequence[int | str] | str | None, settings: Settings
 ) -> list[tuple[int, SliceSource, int]]:
     """Slices of a volume to train on: the axis that each is across, the slices across it, and its position.
 

@@ -12,6 +12,7 @@
       gallery/                  training images with their finest classes, to be looked at without the images
       classes.toml              classes by name, once somebody merged or named some
       classes.jsonl             what they were before, to undo it
+      report.html               the page of the run as one file, if it was asked for
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ class Run:
         Raises
         ------
         RunError
-            If it is missing, damaged, or of a newer format.
+            If it is missing, damaged, or of another format.
         """
         try:
             info = json.loads(self.description.read_text(encoding="utf-8"))
@@ -474,10 +475,23 @@ def _load_weights(network: WNet, tensors: dict[str, torch.Tensor], path: Path) -
 def load(run: str | Path, *, device: str = "auto") -> TrainedModel:
     """Read a trained model from a run directory.
 
+    Parameters
+    ----------
+    run : path
+        Run directory that `train` wrote.
+    device : str
+        Where its network is to be and images are segmented, whatever it was trained on: "auto", "cpu", "cuda" or "mps".
+
+    Returns
+    -------
+    TrainedModel
+
     Raises
     ------
     RunError
-        If it is not a finished run, is damaged, or is of a newer format.
+        If it is not a finished run, is damaged, or is of another format.
+    SettingsError
+        If this machine does not have the device.
     """
     model, target = Run(run).load(), pick_device(device)
     if model.network is not None:

@@ -74,7 +74,7 @@ def segment(
     images: Any,
     output: str | Path | None = None,
     *,
-    frames: Sequence[int] | str | None = None,
+    frames: Sequence[int | str] | Literal["all"] | None = None,
     superpixels: Any = None,
     labels: LabelSettings | None = None,
     classes: ClassMap | str | Path | None = None,
@@ -97,8 +97,8 @@ def segment(
     output : path, optional
         Folder for ``labels/``, ``overlays/`` and ``segmentation.json``, or the videos ``labels.mp4`` (lossless: class
         ids) and ``overlay.mp4``; without one the labels are returned.
-    frames : sequence of int or "all", optional
-        Frame numbers to segment; all of them if not given.
+    frames : sequence of int or str, or "all", optional
+        Frame numbers to segment, or times in a video such as "2.5s"; all of them if not given.
     superpixels : path or sequence of (H, W) int arrays, optional
         The user's superpixels, if the model was trained on such.
     labels : LabelSettings, optional

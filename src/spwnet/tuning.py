@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spwnet import outputs, storage
 from spwnet.api import train
@@ -67,7 +67,7 @@ def tune(
     seconds: float = 600.0,
     trials: int | None = None,
     settings: Settings | None = None,
-    frames: Sequence[int] | str | None = None,
+    frames: Sequence[int | str] | Literal["all", "auto"] | None = None,
     superpixels: Any = None,
     device: str = "auto",
     overwrite: bool = False,

@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 
 TUNING = Group("Settings (preset < file < --set < flags)", sort_key=1)
 RUNNING = Group("Running", sort_key=2)
-VOLUMES = Group("Volumes (HDF5, NeXus, Zarr, NIfTI, MRC and raw always are, others by --volume)", sort_key=3)
+VOLUMES = Group("Volumes (TIFF, NPY and slices by --volume)", sort_key=3)
 
 Images = Annotated[
     tuple[str, ...],
@@ -53,8 +53,12 @@ Merge = Annotated[
     list[str] | None,
     Parameter(help='Classes that are one, "0,1,3"; may be repeated.', negative="", group=TUNING),
 ]
-FillHoles = Annotated[int | None, Parameter(help="Fill holes of fewer working pixels.", group=TUNING)]
-RemoveObjects = Annotated[int | None, Parameter(help="Remove pieces of fewer working pixels.", group=TUNING)]
+FillHoles = Annotated[
+    int | None, Parameter(help="Fill holes of fewer working pixels (of volumes: stored voxels).", group=TUNING)
+]
+RemoveObjects = Annotated[
+    int | None, Parameter(help="Remove pieces of fewer working pixels (of volumes: stored voxels).", group=TUNING)
+]
 LabelMode = Annotated[
     Literal["codebook", "argmax_of_mean", "max_count_of_argmax"] | None,
     Parameter(help="How a superpixel gets its label.", group=TUNING),

@@ -48,7 +48,7 @@ def report(
     out: Annotated[Path | None, Parameter(help="File to write; RUN/report.html if not given.")] = None,
     overwrite: Annotated[bool, Parameter(help="Replace a file of that name.", negative="", group=RUNNING)] = False,
 ) -> None:
-    """Write one HTML file that needs no network: images, classes, tree, losses, settings, citation."""
+    """Write one HTML file that works offline: images, classes, tree, losses, settings, citation."""
     from spwnet.classpage import report as write
 
     path = write(run, out, overwrite=overwrite)
