@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from spwnet.classes import palette
+from spwnet.classes import hexadecimal, palette
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +119,7 @@ class History:
         laid = [
             Curve(
                 name,
-                f"#{bytes(colours[_COLOURS[index % len(_COLOURS)]]).hex()}",
+                hexadecimal(colours[_COLOURS[index % len(_COLOURS)]]),
                 _DASHES[index % len(_DASHES)],
                 self._latest[name],
                 [place(*point) for point in points],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.charting import History
-from spwnet.classes import clean, legend, palette
+from spwnet.classes import clean, hexadecimal, legend, palette
 from spwnet.config import LabelSettings, Settings, flat
 from spwnet.errors import OutputError
 from spwnet.gallery import NEVER, read_gallery
@@ -95,7 +95,7 @@ class ClassPage:
             "parents": classes.parents,
             "heights": None if tree is None else [float(height) for height in tree.heights],
             "suggested": classes.n_finest if tree is None else tree.suggested,
-            "palette": [_hexadecimal(colour) for colour in palette(classes.n_finest)],
+            "palette": [hexadecimal(colour) for colour in palette(classes.n_finest)],
             "images": self._images,
             "measures": self._measures,
             "classes": classes.to_json(),
@@ -282,10 +282,6 @@ def _settings(settings: Settings) -> list[dict[str, str]]:
         }
         for name, value in own.items()
     ]
-
-
-def _hexadecimal(colour: NDArray[np.uint8]) -> str:
-    return f"#{bytes(colour).hex()}"
 
 
 def report(run: str | Path, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
