@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
-
 import spwnet
 from benchmarks import video
 from benchmarks.torture import pictures
@@ -26,7 +24,16 @@ MOST_GROWTH = 0.05
 
 def main(frames: int | None = None, warm: int = WARM) -> None:
     """Print memory and open files along the way; end with an error if they grow."""
+    try:
+        import av  # noqa: F401
+        import psutil
+    except ImportError as error:
+        print(f"skipped: {error}")
+        return
     frames = frames or int(os.environ.get("SPWNET_FRAMES", FRAMES))
+    first = -(-warm // EVERY) * EVERY
+    if frames <= first:
+        raise SystemExit(f"expected more than {first} frames in SPWNET_FRAMES, to see what grows, but got {frames}")
     process = psutil.Process()
     seen: list[tuple[int, int, int]] = []
 

@@ -1,11 +1,13 @@
 """Damaged and absurd files for every reader: none may crash, hang, take gigabytes, or raise what is not said to users.
 
-``SPWNET_INPUTS`` is the number of inputs a reader, ``SPWNET_SEED`` where they begin. Inputs are valid files with bytes
+``SPWNET_READERS`` names the readers, ``SPWNET_INPUTS`` is the number of inputs a reader, ``SPWNET_SEED`` where they
+begin. Inputs are valid files with bytes
 changed, cut, repeated or moved, and numbers in headers made absurd; what each reads of one depends on its number alone.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -45,20 +48,29 @@ def main() -> None:
     """Print, for each reader, how many inputs it refused, took, and failed on."""
     inputs = int(os.environ.get("SPWNET_INPUTS", INPUTS))
     chosen = os.environ.get("SPWNET_READERS", ",".join(TARGETS)).split(",")
+    unknown = [name for name in chosen if name not in TARGETS]
+    if unknown:
+        raise SystemExit(f"expected readers among {', '.join(TARGETS)} in SPWNET_READERS, but got '{unknown[0]}'")
     print("| reader | inputs | read | refused | crashes | hangs | memory | tracebacks | s |")
     print("| --- " * 9 + "|")
-    faults = []
+    shown, missing, bad = [], [], 0
     for name in chosen:
+        if name in NEEDED and importlib.util.find_spec(NEEDED[name]) is None:
+            missing.append(name)
+            continue
         start = time.perf_counter()
         counts: Counter[str] = Counter()
-        for fault in run_target(name, inputs, counts):
-            faults.append((name, fault))
+        faults = run_target(name, inputs, counts)
+        bad += len(faults)
+        shown += [(name, fault) for fault in faults[:SHOWN]]
         seconds = time.perf_counter() - start
         row = [counts[kind] for kind in ("read", "refused", "crash", "hang", "memory", "traceback")]
         print(f"| {name} | {inputs} | {' | '.join(map(str, row))} | {seconds:.0f} |", flush=True)
-    for name, fault in faults[: SHOWN * len(TARGETS)]:
+    for name in missing:
+        print(f"\nskipped: {name} needs {NEEDED[name]}")
+    for name, fault in shown:
         print(f"\n{name}, input {fault['input']}: {fault['kind']}\n{fault.get('text', '')[-1500:]}")
-    if faults:
+    if bad:
         raise SystemExit(1)
 
 
@@ -76,12 +88,14 @@ def run_target(name: str, inputs: int, counts: Counter[str]) -> list[dict[str, A
             records = [json.loads(line) for line in journal.read_text().splitlines()]
             for record in records:
                 if record["kind"] != "begun":
-                    counts[record["kind"]] += record.get("count", 1)
+                    counts[record["kind"]] += 1
                 if record["kind"] in ("memory", "traceback"):
                     faults.append(record)
-            begun = max((record["input"] for record in records if record["kind"] == "begun"), default=done)
             if ended.returncode == 0:
                 break
+            begun = max((record["input"] for record in records if record["kind"] == "begun"), default=None)
+            if begun is None:
+                raise SystemExit(f"{name} ended before its first input:\n{ended.stderr}")
             done = begun + 1
             if ended.returncode == 3:
                 continue
@@ -101,7 +115,6 @@ def work(name: str, first: int, last: int, folder: Path) -> None:
     read(seeds, None)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESSES, mapped + ADDRESSES))
-    counts: Counter[str] = Counter()
     with (folder / "journal").open("a") as journal:
 
         def note(**record: Any) -> None:
@@ -116,24 +129,19 @@ def work(name: str, first: int, last: int, folder: Path) -> None:
             note(kind="begun", input=number)
             # Ends the process: a signal handler would wait for what hangs in C.
             signal.alarm(SECONDS)
+            kind, text = "read", ""
             try:
                 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                     read(target, rng)
-                counts["read"] += 1
             except (SpwnetError, Stopped):
-                counts["refused"] += 1
+                kind = "refused"
             except BaseException as error:
-                import traceback
-
-                note(kind="traceback", input=number, text="".join(traceback.format_exception(error)))
+                kind, text = "traceback", "".join(traceback.format_exception(error))
             signal.alarm(0)
             if most_memory() > MEMORY:
-                note(kind="memory", input=number, text="resident memory above the limit")
+                note(kind="memory", input=number, text=f"resident memory above the limit\n{text}")
                 raise SystemExit(3)
-            if (number + 1) % 100 == 0 or number + 1 == last:
-                for kind, count in counts.items():
-                    note(kind=kind, count=count)
-                counts.clear()
+            note(kind=kind, input=number, text=text)
 
 
 def most_memory() -> int:
@@ -379,6 +387,8 @@ TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path, np.random.Gener
     "run": (make_run, read_run),
     "settings": (make_settings_files, read_settings),
 }
+NEEDED = {"video": "av", "hdf5": "h5py", "zarr": "zarr"}
+"""Packages that readers need and an installation may lack."""
 
 
 if __name__ == "__main__":

@@ -86,11 +86,11 @@ def mutants(source: str) -> list[tuple[int, str, ast.Module]]:
     found: list[tuple[int, str, ast.Module]] = []
     tree = ast.parse(source)
     for number, node in enumerate(ast.walk(tree)):
+        if in_words(tree, node):
+            continue
         for what, change in changes_of(node):
             other = copy.deepcopy(tree)
             target = next(one for k, one in enumerate(ast.walk(other)) if k == number)
-            if in_words(tree, node):
-                continue
             change(target)
             found.append((getattr(node, "lineno", 0), f"{ast.unparse(node)[:70]}: {what}", other))
     return found

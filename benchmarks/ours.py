@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import time
 from dataclasses import dataclass, field
 from functools import reduce
@@ -12,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import spwnet
-from spwnet import Settings, SpwnetError, TrainedModel, make_settings
+from spwnet import Settings, TrainedModel, make_settings
 from spwnet.config import merged, nested
 from spwnet.images import label_image, open_images
 
@@ -47,11 +46,7 @@ VARIANTS = {
     "without graph losses": Variant({"losses": {"cut": 0.0, "similarity": 0.0, "continuity": 0.0}}),
     "without superpixels": Variant({"superpixels.method": "none"}),
 }
-"""Of the ablation, the whole method first. One that this version has no settings for is reported as such."""
-
-
-class Unavailable(SpwnetError):
-    """This version of the package cannot do what is to be measured."""
+"""Of the ablation, the whole method first."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +61,6 @@ class Segmented:
 
 def settings_of(variant: Variant, seed: int, changes: dict[str, Any] | None = None) -> Settings:
     """Build the settings of a variant, with `changes` over any variant's."""
-    if variant.preset not in spwnet.PRESETS:
-        raise Unavailable(f"no preset {variant.preset!r} in this version")
     layers = ({"labels.classes": CLASSES}, variant.overrides, changes or {}, {"seed": seed})
     return make_settings(variant.preset, overrides=reduce(lambda a, b: merged(a, nested(b)), layers, {}))
 
@@ -87,27 +80,15 @@ def train(data: Set, settings: Settings, device: str = "auto") -> tuple[TrainedM
 def segment(
     model: TrainedModel, data: Set, frames: Sequence[int], *, classes: int | None = None, uncertainty: bool = False
 ) -> Segmented:
-    """Segment frames, into another number of classes than the settings' if one is given.
-
-    Raises
-    ------
-    Unavailable
-        If this version knows no uncertainty.
-    SpwnetError
-    """
-    more: dict[str, Any] = {}
-    if classes is not None:
-        more["labels"] = model.settings.labels.model_copy(update={"classes": classes})
-    if uncertainty:
-        if not knows_uncertainty():
-            raise Unavailable("no uncertainty in this version")
-        more["uncertainty"] = True
+    """Segment frames, into another number of classes than the settings' if one is given."""
+    own = model.settings.labels
+    chosen = own if classes is None else own.model_copy(update={"classes": classes})
     start = time.perf_counter()
-    result = spwnet.segment(model, data.images, frames=list(frames), **more)
+    result = spwnet.segment(model, data.images, frames=list(frames), labels=chosen, uncertainty=uncertainty)
     seconds = time.perf_counter() - start
     labels = dict(zip(frames, result.labels, strict=True))
-    doubt: Any = getattr(result, "uncertainty", None)
-    return Segmented(labels, dict(zip(frames, doubt, strict=True)) if uncertainty else None, seconds, len(frames))
+    doubt = dict(zip(frames, result.uncertainty, strict=True)) if uncertainty else None
+    return Segmented(labels, doubt, seconds, len(frames))
 
 
 def segment_whole(model: TrainedModel, data: Set, frames: Sequence[int]) -> Segmented:
@@ -122,11 +103,7 @@ def segment_whole(model: TrainedModel, data: Set, frames: Sequence[int]) -> Segm
     return Segmented(labels, None, seconds, len(result.names))
 
 
-def knows_uncertainty() -> bool:
-    return "uncertainty" in inspect.signature(spwnet.segment).parameters
-
-
 def score_of(model: TrainedModel) -> float | None:
-    """The label-free score of a run, if this version gives one."""
+    """The label-free score of a run, if it has one."""
     score = model.info.get("score")
     return None if score is None else float(score)

@@ -39,7 +39,7 @@ def main() -> None:
         print("skipped: no folder 'cheetah' in SPWNET_DATA")
         return
     frame = np.asarray(Image.open(source / "images" / "0010.jpg"))[300:800, 500:1300]
-    print("| mode | s a step | losses of the last step |")
+    print(f"| mode | whole training, s for each of its {STEPS} steps | losses of the last step |")
     print("| --- | --- | --- |")
     for method in ("slic", "none"):
         settings = spwnet.make_settings(

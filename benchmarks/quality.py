@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks import baselines, data, ours, quality_report, scores
+from benchmarks import baselines, data, ours, quality_report, regions_quality, scores
 from spwnet import outputs, storage
 from spwnet.errors import SpwnetError
 
@@ -37,7 +36,15 @@ RESULTS, TABLES, PICTURE, EXAMPLES = "results.json", "tables.md", "pictures.jpg"
 
 
 class Results:
-    """Records in a JSON file that is whole after each of them."""
+    """Records in a JSON file that is whole after each of them.
+
+    Attributes
+    ----------
+    records : list of dict
+        All in the file, also those of earlier calls for other sets, seeds or settings.
+    asked : list of dict
+        Those that this call asked for.
+    """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
         self.folder, self.path = folder, folder / RESULTS
@@ -45,6 +52,7 @@ class Results:
             raise SystemExit(f"there are results in {folder}; go on with them by --resume, or choose another --out")
         (folder / EXAMPLES).mkdir(parents=True, exist_ok=True)
         self.records: list[dict[str, Any]] = []
+        self.asked: list[dict[str, Any]] = []
         if self.path.exists():
             self.records = json.loads(self.path.read_text(encoding="utf-8"))["records"]
 
@@ -64,6 +72,7 @@ class Results:
         if old is not None:
             if old["identity"] == identity and not old["problems"] and set(pieces) <= set(old["pieces"]):
                 print(f"{where}: there already", flush=True)
+                self.asked.append(old)
                 return
             self.records.remove(old)
         record = {**key, "identity": identity, "pieces": list(pieces), "problems": {}}
@@ -72,12 +81,13 @@ class Results:
         except SpwnetError as error:
             record["problems"] = {"": str(error)}
         self.records.append(record)
+        self.asked.append(record)
         storage.write_json(self.path, {"about": outputs.provenance(), "records": self.records})
         print(f"{where}: {quality_report.short(record)}", flush=True)
 
-    def write_example(self, name: str, method: str, labels: NDArray[Any]) -> None:
+    def write_example(self, name: str, method: str, seed: int, labels: NDArray[Any]) -> None:
         """Keep the classes of a set's example frame."""
-        file = quality_report.example_file(self.folder / EXAMPLES, name, method)
+        file = quality_report.example_file(self.folder / EXAMPLES, name, method, seed)
         Image.fromarray(labels.astype(np.uint16)).save(file)
 
 
@@ -89,11 +99,12 @@ def run_baselines(results: Results, found: Set, seeds: Sequence[int], most: int 
     def work(kinds: tuple[str, ...], classes: int, seed: int, method: str) -> dict[str, Any]:
         if not described:
             described.append(baselines.describe(found, frames))
-        labels, seconds = baselines.cluster(described[0], kinds, classes, seed)
-        if seed == seeds[0]:
-            results.write_example(found.name, method, labels[example_frame(found, most)])
+        labels, (fitting, labelling) = baselines.cluster(described[0], kinds, classes, seed)
+        results.write_example(found.name, method, seed, labels[example_frame(found, most)])
         ready, rest = described[0].seconds
-        return {"results": {str(classes): _scored(found, labels)}, "train": ready + seconds, "segment": rest}
+        return {
+            "results": {str(classes): _scored(found, labels)}, "train": ready + fitting, "segment": rest + labelling
+        }  # fmt: skip
 
     for classes in baselines.CLASSES:
         for name, kinds in baselines.KINDS.items():
@@ -108,12 +119,12 @@ def run_baselines(results: Results, found: Set, seeds: Sequence[int], most: int 
 
 def run_ours(
     results: Results, found: Set, variant: str, seed: int, *, most: int | None, parts: Sequence[str],
-    whole: bool, example: bool, device: str, changes: dict[str, Any],
+    whole: bool, device: str, changes: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train once and measure all that is asked of this model."""
     frames = sorted({*found.scored(most), *found.training})
     main = variant == ours.FULL
-    doubt = main and "uncertainty" in parts and ours.knows_uncertainty()
+    doubt = main and "uncertainty" in parts
     few = main and "naming" in parts
 
     def work() -> dict[str, Any]:
@@ -123,8 +134,7 @@ def run_ours(
         segmented = (ours.segment_whole if whole else ours.segment)(model, found, frames)
         record |= {"segment": segmented.seconds, "segmented": segmented.images}
         named = record["results"][str(ours.CLASSES)] = _scored(found, segmented.labels)
-        if example:
-            results.write_example(found.name, variant, segmented.labels[example_frame(found, most)])
+        results.write_example(found.name, variant, seed, segmented.labels[example_frame(found, most)])
         names = {int(k): v for k, v in named["names"].items()}
         try:
             if few:
@@ -146,22 +156,17 @@ def run_ours(
     results.once({"kind": "ours", "set": found.name, "method": variant, "seed": seed}, identity, work, pieces)
 
 
-def run_regions(results: Results, folder: Path, most: int | None) -> str | None:
-    """Each method on the regions protocol; returns why there is none, if so."""
-    try:
-        protocol = import_module("benchmarks.regions_quality")
-    except ImportError as error:
-        return f"regions: {error}"
+def run_regions(results: Results, folder: Path, most: int | None) -> None:
+    """Each method on the regions protocol."""
     images = sorted(file.stem for file in (folder / "images").iterdir())
     if most is not None and most < len(images):
         images = [images[int(i)] for i in np.linspace(0, len(images) - 1, most).round()]
-    for method in protocol.METHODS:
+    for method in regions_quality.METHODS:
         results.once(
             {"kind": "regions", "set": REGIONS_SET, "method": method, "seed": 0},
             {"images": images},
-            lambda method=method: {"regions": dict(protocol.evaluate_set(folder, method, images=images))},
+            lambda method=method: {"regions": dict(regions_quality.evaluate_set(folder, method, images=images))},
         )
-    return None
 
 
 def example_frame(found: Set, most: int | None) -> int:
@@ -194,14 +199,17 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--resume", action="store_true", help="go on in FOLDER; what failed there is tried again")
     result.add_argument("--docs", type=Path, metavar="PAGE", help="put the tables between the marks of this page, too")
     result.add_argument("--device", default="auto")
-    result.add_argument("--set", dest="changes", action="append", default=[], metavar="NAME=VALUE",
+    result.add_argument("--set", dest="changes", action="append", default=[], type=_change, metavar="NAME=VALUE",
                         help="a setting over every variant's, as JSON or text")  # fmt: skip
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    changes = dict(_change(text) for text in options.changes)
+    changes = dict(options.changes)
+    if options.docs:
+        # Before hours of work.
+        quality_report.around(options.docs)
     results = Results(options.out, resume=options.resume)
     most = QUICK_FRAMES if options.quick else None
     folders = {name: data.folder(name) for name in options.sets}
@@ -218,24 +226,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for found in sets.values():
                 run_ours(
                     results, found, variant, seed, most=most, parts=options.parts, whole=options.all_frames,
-                    example=variant == ours.FULL and seed == options.seeds[0], device=options.device, changes=changes,
+                    device=options.device, changes=changes,
                 )  # fmt: skip
     if "regions" in options.parts and folders.get(REGIONS_SET) and not options.baselines_only:
-        reason = run_regions(results, folders[REGIONS_SET], QUICK_IMAGES if options.quick else None)
-        skipped += [reason] if reason else []
-    if "uncertainty" in options.parts and variants and not ours.knows_uncertainty():
-        skipped.append("uncertainty: not in this version")
+        run_regions(results, folders[REGIONS_SET], QUICK_IMAGES if options.quick else None)
 
-    text = quality_report.markdown(results.records, list(sets.values()), options.parts, skipped, most)
+    text = quality_report.markdown(results.asked, list(sets.values()), options.parts, skipped, most)
     storage.atomic_write(options.out / TABLES, text.encode())
     if options.docs:
         quality_report.insert(options.docs, text)
     if sets:
         frames = {name: example_frame(found, most) for name, found in sets.items()}
-        picture = quality_report.pictures(results.records, list(sets.values()), frames, options.out / EXAMPLES)
+        picture = quality_report.pictures(results.asked, list(sets.values()), frames, options.out / EXAMPLES)
         Image.fromarray(picture).save(options.out / PICTURE, quality=90)
     print(f"\n{text}\n{options.out / TABLES}, {options.out / RESULTS}" + (f", {options.out / PICTURE}" if sets else ""))
-    return 0 if results.records else 1
+    return 0 if results.asked else 1
 
 
 def _scored(found: Set, labels: dict[int, NDArray[Any]]) -> dict[str, Any]:
@@ -246,7 +251,9 @@ def _scored(found: Set, labels: dict[int, NDArray[Any]]) -> dict[str, Any]:
 
 
 def _change(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, but got {text!r}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

@@ -72,8 +72,8 @@ def markdown(
     return "\n".join(lines)
 
 
-def insert(page: Path, text: str) -> None:
-    """Put the tables between the marks of a page.
+def around(page: Path) -> tuple[str, str]:
+    """Return what is before and after the marks of a page.
 
     Raises
     ------
@@ -85,6 +85,12 @@ def insert(page: Path, text: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise OutputError(f"expected the marks {BEGIN} and {END} in {page}; write them where the tables belong")
+    return before, after
+
+
+def insert(page: Path, text: str) -> None:
+    """Put the tables between the marks of a page; raises as `around`."""
+    before, after = around(page)
     storage.atomic_write(page, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}".encode())
 
 
@@ -265,8 +271,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return result
 
 
-def example_file(folder: Path, name: str, method: str) -> Path:
-    return folder / (re.sub(r"[^\w-]+", "_", f"{name}--{method}") + ".png")
+def example_file(folder: Path, name: str, method: str, seed: int) -> Path:
+    return folder / (re.sub(r"[^\w-]+", "_", f"{name}--{method}--{seed}") + ".png")
 
 
 def pictures(
@@ -284,8 +290,8 @@ def pictures(
         row = [_titled(_display(pixels[found.window], rgb), found.name), _shown(_coloured(truth, order))]
         for method in (best.get(found.name, ""), ours.FULL):
             record = next((r for r in _of(records, found.name, method) if "results" in r), None)
-            file = example_file(examples, found.name, method)
-            if record is None or not file.exists():
+            file = None if record is None else example_file(examples, found.name, method, record["seed"])
+            if record is None or file is None or not file.exists():
                 row += [_shown(np.full((*shape, 3), 255, np.uint8))] * (2 if method == ours.FULL else 1)
                 continue
             labels = np.asarray(Image.open(file)).astype(np.int64)

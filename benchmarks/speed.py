@@ -46,6 +46,8 @@ GROWTH = (8, 4, 2, 1)
 PUBLISHED_SLIC_ITERATIONS = 10
 CPU = torch.device("cpu")
 CLASSES = 32
+BEFORE_FILTERS = 3 + 3
+"""Channels of what the network takes that are no filters: those of the image, and its colour in CIELAB."""
 SQUARE = 2048
 """Side of the matrices by whose product the arithmetic rate is measured."""
 PREDICTION_CELLS = (176, 313)
@@ -140,7 +142,7 @@ def frame_stages(folder: Path, size: tuple[int, int], *, plainly: bool = True) -
     source = open_images(path)
     normalisation = measure([source[0]], settings.images)
     network = make_network(settings, 3)
-    fused = as_predicted(network)
+    predicting = as_predicted(network)
     dtype = convolution_type(settings.training.precision, CPU)
 
     def read() -> Any:
@@ -152,23 +154,23 @@ def frame_stages(folder: Path, size: tuple[int, int], *, plainly: bool = True) -
     graph = build_graph(superpixels, prepared.unit)
     pixels = network_input(prepared, CPU, settings.model)
     network.scale_evidence([pixels])
-    fused.scale_evidence([pixels])
+    predicting.scale_evidence([pixels])
     height, width = prepared.unit.shape[:2]
     reduction = settings.model.reduction
     nodes = graph.labels.numpy().astype(np.int32).reshape(height, width)
 
     def classify() -> torch.Tensor:
         with torch.inference_mode(), arithmetic(CPU, dtype):
-            return fused.classify(pixels)[0]
+            return predicting.classify(pixels)[0]
 
     learned = classify()
-    filters = pixels[0, 3 + 3 :]
+    filters = pixels[0, BEFORE_FILTERS:]
 
     def pool() -> np.ndarray:
         parts = ((learned, reduction), (colour, 1), (filters, reduction))
         return np.concatenate([graph.average(maps, factor) for maps, factor in parts], axis=1)
 
-    descriptors = describe(fused, prepared, graph, settings, CPU)
+    descriptors = describe(predicting, prepared, graph, settings, CPU)
     codebook = fit_codebook([descriptors], evidence_kinds(settings, 3), settings.codebook.finest)
     labels = settings.labels
 
@@ -197,11 +199,11 @@ def frame_stages(folder: Path, size: tuple[int, int], *, plainly: bool = True) -
             max_num_iter=PUBLISHED_SLIC_ITERATIONS,
         )  # fmt: skip
 
-    unfused = network.eval()
+    plain = network.eval()
     rows = pixels.contiguous()
 
     def plain_forward() -> Any:
-        return unfused(rows)
+        return plain(rows)
 
     def plain_pool() -> float:
         return loop_pooling(interpolated(learned, reduction, (height, width)), graph.labels.view(height, width))
@@ -228,9 +230,8 @@ def frame_stages(folder: Path, size: tuple[int, int], *, plainly: bool = True) -
 
 
 def as_predicted(network: WNet) -> WNet:
-    """Return the network as it labels images: in evaluation mode, channels last, fused where it can be."""
-    fused = network.fused() if hasattr(network, "fused") else copy.deepcopy(network).eval()
-    return fused.to(memory_format=memory_format(2))
+    """Return a copy of the network as it labels images: in evaluation mode, channels last."""
+    return copy.deepcopy(network).eval().to(memory_format=memory_format(2))
 
 
 @torch.inference_mode()
@@ -246,15 +247,15 @@ def loop_pooling(features: torch.Tensor, labels: torch.Tensor) -> float:
     return (time.perf_counter() - start) * count / some
 
 
-def measure_stages(size: tuple[int, int], plainly: bool) -> dict[str, Any]:
-    """Seconds and memory of each stage, and of its plain way, in this process."""
+def measure_stages(size: tuple[int, int], detailed: bool) -> dict[str, Any]:
+    """Seconds of each stage in this process; detailed: memory on top, and seconds of the plain way, too."""
     before = peak_bytes()
     found: list[tuple[str, float, int | None, float | None]] = []
     with TemporaryDirectory() as scratch:
-        stages, shape = frame_stages(Path(scratch), size, plainly=plainly)
+        stages, shape = frame_stages(Path(scratch), size, plainly=detailed)
         for stage in stages:
             seconds = regions.best(stage.ours)
-            resident = forget_peak() if plainly else None
+            resident = forget_peak() if detailed else None
             result = stage.ours()
             extra = None if resident is None else peak_bytes() - resident
             del result
@@ -280,7 +281,7 @@ def stages(size: tuple[int, int] = INPUT) -> None:
     print(
         "\nThe plain ways: each channel rescaled as a whole in double precision; SLIC of "
         f"{PUBLISHED_SLIC_ITERATIONS} iterations; a dilation for each superpixel; encoder and decoder, channels "
-        "first, not fused, with gradients; a mask for each superpixel. "
+        "first, with gradients; a mask for each superpixel. "
         f"Loops ran on {regions.LOOP_SHARE:.0%} of the superpixels; their time is scaled up."
     )
 

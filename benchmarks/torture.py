@@ -42,6 +42,8 @@ SETTINGS = {
 KINDS = ("kill", "full", "failing", "short", "kill", "failing")
 """Of faults, in turn: killed at a random moment; files cannot grow beyond a random size; one of the writes, brought to
 the disk or renamed, fails as a full disk or a broken one does; an input is cut off at a random moment."""
+MOST_CLASSES = 8
+"""That classes are cut to before each trial, which cuts them to fewer."""
 MOST_LATE = 4
 """Faults that come too late to do anything, over those asked for, at which no more are drawn."""
 LIMIT = 600
@@ -90,7 +92,9 @@ class Work:
     files : callable
         Gives the files to compare, by name, of a folder.
     growing : str
-        Glob of the files that stay once they are written.
+        Glob of the files that stay as they are once they are written.
+    removed : bool
+        Whether they are taken away at the end.
     """
 
     arguments: tuple[str, ...]
@@ -98,6 +102,7 @@ class Work:
     flag: str
     files: Callable[[Path], dict[str, bytes]]
     growing: str = ""
+    removed: bool = False
 
 
 def main(faults: int | None = None, frames: int = FRAMES, settings: dict[str, str] | None = None) -> None:
@@ -150,7 +155,7 @@ def works(folder: Path, frames: int, settings: dict[str, str]) -> Iterator[tuple
     blocks = ("segment", str(solid), str(scan), "--block", "16", "--format", "npy")
     yield (
         "blocks",
-        Work(blocks, scan, "--out", lambda out: contents(out, "labels.npy", "fractions.csv"), "blocks/*.block"),
+        Work(blocks, scan, "--out", lambda out: contents(out, "labels.npy", "fractions.csv"), "blocks/*.block", True),
     )
 
 
@@ -201,10 +206,15 @@ def torment(name: str, work: Work, folder: Path, faults: int, rng: np.random.Gen
         kept = {path: path.read_bytes() for path in again.glob(work.growing)} if work.growing else {}
         finish(["none:0", *arguments(again), "--resume"])
         equal += work.files(again) == expected
-        lost += any(path.exists() and path.read_bytes() != before for path, before in kept.items())
+        lost += any(is_lost(path, before, removed=work.removed) for path, before in kept.items())
     row = (f"{seconds:.1f}", *counts.values(), late, f"{equal} of {done}", lost, odd)
     print(f"| {name} | {' | '.join(map(str, row))} |", flush=True)
     return done - equal + lost + odd
+
+
+def is_lost(path: Path, before: bytes, *, removed: bool) -> bool:
+    """Whether a finished file was changed, or taken away before its time."""
+    return path.read_bytes() != before if path.exists() else not removed
 
 
 def torment_classes(folder: Path, faults: int, rng: np.random.Generator) -> int:
@@ -214,7 +224,7 @@ def torment_classes(folder: Path, faults: int, rng: np.random.Generator) -> int:
     run = folder / "run"
     file = run / "classes.toml"
     change = ["classes", str(run), "cut"]
-    seconds = finish(["none:0", *change, "3"])
+    seconds = finish(["none:0", *change, str(MOST_CLASSES)])
     kinds = [kind for kind in KINDS if kind != "short"]
     bad, whole, after = 0, 0, 0
     for number in range(faults):
@@ -227,7 +237,8 @@ def torment_classes(folder: Path, faults: int, rng: np.random.Generator) -> int:
         whole += good
         after += found != before
         bad += not good
-        finish(["none:0", *change, str(9 - count)])
+        # So many that every trial has a change to make.
+        finish(["none:0", *change, str(MOST_CLASSES)])
     print(
         f"| classes | {seconds:.1f} | {faults} in all | | | {after} | {whole} of {faults} whole | {bad} | |", flush=True
     )

@@ -58,9 +58,9 @@ def segment(run: Path, path: Path, out: Path, options: dict[str, Any]) -> tuple[
     spwnet.segment_volume(
         run, open_volume(path), out, on_progress=lambda _: moments.append(time.perf_counter()), **options
     )
-    used = resource.getrusage(resource.RUSAGE_SELF)
+    used, peak = resource.getrusage(resource.RUSAGE_SELF), speed.peak_bytes() / 2**30
     blocks = (moments[-1] - moments[0]) * len(moments) / max(len(moments) - 1, 1)
-    return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20, blocks
+    return time.perf_counter() - start, used.ru_utime + used.ru_stime, peak, blocks
 
 
 def killed(run: Path, path: Path, out: Path, options: dict[str, Any]) -> int:
@@ -91,10 +91,15 @@ def main() -> None:
     try:
         import distributed  # noqa: F401
         import h5py  # noqa: F401
+        import psutil  # noqa: F401
     except ImportError as error:
         print(f"skipped: {error}")
         return
     sizes = tuple(int(n) for n in os.environ.get("SPWNET_SIZES", "").split(",") if n) or SIZES
+    if min(sizes) > MOST_FOR_WORKERS:
+        raise SystemExit(
+            f"expected a size of {MOST_FOR_WORKERS} or less among SPWNET_SIZES, for the workers, but got {sizes}"
+        )
     with TemporaryDirectory(dir=os.environ.get("SPWNET_SCRATCH")) as scratch:
         folder = Path(scratch)
         files = {size: folder / f"{size}.h5" for size in sizes}

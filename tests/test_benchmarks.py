@@ -21,6 +21,7 @@ from benchmarks import __main__ as names_of
 from benchmarks import (
     baselines,
     bimodal,
+    cheetah,
     data,
     endurance,
     fuzz,
@@ -38,6 +39,7 @@ from benchmarks import (
 )
 from spwnet.config import make_settings
 from spwnet.errors import OutputError
+from spwnet.naming import ClassMap
 from spwnet.videos import VideoSource
 
 
@@ -261,7 +263,7 @@ def test_regions_are_another_benchmark(root, monkeypatch):
         return {"covering_ods": 0.5, "covering_ois": 0.6, "images": len(images), "seconds": 0.1}
 
     protocol = SimpleNamespace(evaluate_set=evaluate_set, METHODS={"ours": None, "theirs": None})
-    monkeypatch.setitem(sys.modules, "benchmarks.regions_quality", protocol)
+    monkeypatch.setattr(quality, "regions_quality", protocol)
     (root / "data" / "bsds_val" / "images").mkdir(parents=True)
     for number in range(12):
         (root / "data" / "bsds_val" / "images" / f"{number:02d}.jpg").touch()
@@ -270,9 +272,32 @@ def test_regions_are_another_benchmark(root, monkeypatch):
     assert [method for method, _ in asked] == ["ours", "theirs"]
     assert len(asked[0][1]) == 10
     assert "| theirs | .500 / .600 |" in (root / "out" / "tables.md").read_text()
-    monkeypatch.setitem(sys.modules, "benchmarks.regions_quality", None)
-    assert run(root, "--sets", "bsds_val", "--parts", "regions", out="without") == 1
-    assert "- regions: " in (root / "without" / "tables.md").read_text()
+
+
+def test_tables_and_pictures_are_of_what_this_call_asked_for(root, monkeypatch):
+    monkeypatch.setattr(baselines, "KINDS", {"colour": ("colour",)})
+    shown = []
+    markdown = quality_report.markdown
+    monkeypatch.setattr(quality_report, "markdown", lambda found, *rest: shown.append(found) or markdown(found, *rest))
+    arguments = ["--sets", "video/ice", "--parts", "naming", "--baselines-only"]
+    assert run(root, *arguments, "--quick") == 0
+    assert run(root, *arguments, "--resume", "--seeds", "3", "4") == 0
+    assert run(root, *arguments, "--resume", "--seeds", "4") == 0
+    seeds = [sorted({record["seed"] for record in records}) for records in shown]
+    assert seeds == [[0], [3, 4], [4]]
+    assert {record["seed"] for record in found(root)} == {0, 3, 4}
+    assert len(list((root / "out" / "examples").glob("*.png"))) == 2 * 3
+
+
+def test_mistakes_are_said_before_the_work(root, monkeypatch, capsys):
+    monkeypatch.setattr(baselines, "describe", lambda *_: pytest.fail("worked"))
+    page = root / "page.md"
+    page.write_text("no marks")
+    with pytest.raises(OutputError, match="marks"):
+        run(root, "--sets", "video/ice", "--docs", str(page))
+    with pytest.raises(SystemExit):
+        run(root, "--sets", "video/ice", "--set", "model.ch_mul")
+    assert "expected NAME=VALUE, but got 'model.ch_mul'" in capsys.readouterr().err
 
 
 def test_no_data_is_said(monkeypatch, tmp_path, capsys):
@@ -434,6 +459,30 @@ def test_modalities_without_data_and_what_classes_explain(monkeypatch, capsys):
     assert bimodal.explained(values, np.array([[0, 1, 0, 1]])) == 0
 
 
+def test_sizes_without_one_for_the_workers(monkeypatch):
+    monkeypatch.setenv("SPWNET_SIZES", "1024")
+    with pytest.raises(SystemExit, match="expected a size of 256 or less among SPWNET_SIZES"):
+        volumes.main()
+
+
+def test_the_cheetah_is_measured_in_a_process_of_its_own(here, monkeypatch, tmp_path, capsys):
+    for name in ("images", "published_labels"):
+        (tmp_path / "cheetah" / name).mkdir(parents=True)
+    for k, number in enumerate((*data.CHEETAH_TRAINING, 300)):
+        image, truth = (np.kron(part, np.ones((4, 4, 1)[: part.ndim])).astype(np.uint8) for part in scene(k % 3))
+        image[:30], truth[:30] = 250, 3
+        Image.fromarray(image).save(tmp_path / "cheetah" / "images" / f"{number:04d}.png")
+        Image.fromarray(truth[10:, 22:] - 1).save(tmp_path / "cheetah" / "published_labels" / f"{number:04d}.png")
+    monkeypatch.setenv("SPWNET_DATA", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(speed, "in_child", lambda function, *rest: asked.append(function) or function(*rest))
+    cheetah.main(make_settings("instant", overrides={"images.scale": 1.0, "labels.classes": 4}), seeds=(0, 1))
+    rows = tabled(capsys.readouterr().out)
+    assert asked == [cheetah.measure] * 2
+    assert [row[0] for row in rows[2:]] == ["0", "1"]
+    assert all(float(row[1]) > 0.5 and row[-2] == "5" and float(row[-1]) > 0 for row in rows[2:])
+
+
 def test_a_phantom_repeats_itself_but_for_noise(tmp_path):
     volumes.phantom(tmp_path / "volume.h5", 128)
     found = spwnet.open_volume(tmp_path / "volume.h5").read((slice(None),) * 3)[..., 0].astype(int)
@@ -441,6 +490,19 @@ def test_a_phantom_repeats_itself_but_for_noise(tmp_path):
     period = volumes.TILE
     assert np.abs(found[:16] - found[period : period + 16]).max() < 3000
     assert np.abs(found[:16] - found[16:32]).max() > 3000
+
+
+def test_readers_that_cannot_be_fed(monkeypatch, capsys):
+    monkeypatch.setenv("SPWNET_INPUTS", "3")
+    monkeypatch.setenv("SPWNET_READERS", "nonesuch")
+    with pytest.raises(SystemExit, match=r"expected readers among images, .*, but got 'nonesuch'"):
+        fuzz.main()
+    monkeypatch.setenv("SPWNET_READERS", "video,hdf5")
+    monkeypatch.setattr(fuzz, "NEEDED", {"video": "no_such_package", "hdf5": "no_such_package"})
+    fuzz.main()
+    assert "skipped: video needs no_such_package" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"unknown ended before its first input:[\s\S]*KeyError"):
+        fuzz.run_target("unknown", 3, fuzz.Counter())
 
 
 def test_readers_are_fed_damaged_files(monkeypatch, capsys):
@@ -478,6 +540,20 @@ fuzz.TARGETS["bad"] = (make, read)
 fuzz.MEMORY, fuzz.SECONDS = 2**29, 100
 fuzz.work("bad", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
 """
+
+
+def test_every_input_is_counted_once(monkeypatch, tmp_path):
+    """Also those before one that ends the process, and each fault."""
+    run_process = subprocess.run
+
+    def misbehaved(command, **options):
+        return run_process([sys.executable, "-c", MISBEHAVED, *command[4:]], **options)
+
+    monkeypatch.setattr(fuzz.subprocess, "run", misbehaved)
+    counts = fuzz.Counter()
+    faults = fuzz.run_target("bad", 8, counts)
+    assert counts == {"read": 5, "crash": 1, "traceback": 1, "memory": 1}
+    assert [fault["input"] for fault in faults] == [1, 3, 5]
 
 
 def test_what_a_reader_must_not_do_is_noticed(tmp_path):
@@ -534,6 +610,31 @@ def test_works_that_come_out_differently_are_counted(monkeypatch, tmp_path, caps
         torture.finish(["none:0", "train"])
 
 
+def test_files_that_are_lost(tmp_path):
+    kept, gone = tmp_path / "kept", tmp_path / "gone"
+    kept.write_bytes(b"a")
+    for removed in (True, False):
+        assert not torture.is_lost(kept, b"a", removed=removed)
+        assert torture.is_lost(kept, b"b", removed=removed)
+    assert torture.is_lost(gone, b"a", removed=False)
+    assert not torture.is_lost(gone, b"a", removed=True)
+
+
+def test_every_trial_of_classes_has_a_change_to_make(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "run" / "classes.toml"
+    file.parent.mkdir()
+
+    def cut(arguments, *_):
+        ClassMap.of_tree(9, int(arguments[-1]), [0] * 9).save(file)
+        return 1.0
+
+    monkeypatch.setattr(torture, "finish", cut)
+    monkeypatch.setattr(torture, "disturb", cut)
+    assert torture.torment_classes(tmp_path, 12, np.random.default_rng(0)) == 0
+    row = [cell.strip() for cell in capsys.readouterr().out.split("|")[1:-1]]
+    assert row[5:7] == ["12", "12 of 12 whole"]
+
+
 @pytest.mark.parametrize(("fault", "status"), [("none:0", 0), ("failing:1", 1), ("failing:3", 1), ("full:10", 1)])
 def test_writes_fail_as_a_full_disk_does(tmp_path, fault, status):
     arguments = [fault, "train", str(tmp_path / "a.npy"), "--run", str(tmp_path / "run"), "--preset", "instant"]
@@ -551,6 +652,8 @@ def test_memory_and_files_are_watched(monkeypatch, capsys):
     monkeypatch.setattr(endurance, "MOST_GROWTH", -1.0)
     with pytest.raises(SystemExit):
         endurance.main(12, warm=4)
+    with pytest.raises(SystemExit, match=r"expected more than 6 frames in SPWNET_FRAMES, .* but got 6"):
+        endurance.main(6, warm=5)
 
 
 def test_mutants_are_small_faults_outside_of_words():

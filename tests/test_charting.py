@@ -79,5 +79,12 @@ def test_any_losses_give_a_chart_with_a_few_numbers_along_each_axis(values, firs
     json.dumps(chart.to_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize("values", [(1e-320, 1.0), (5e-324, 1.0), (1.0, 1e300), (5e-324, 1e-321)])
+def test_losses_at_the_ends_of_what_numbers_hold(values):
+    chart = history_of(values).chart()
+    assert len(chart.curves) == 2
+    assert all(0 <= place <= 1 for place, _ in chart.y)
+
+
 def test_nothing_gives_an_empty_chart():
     assert History().chart().to_json() == {"curves": [], "x": [], "y": [], "log": False}

@@ -447,6 +447,11 @@ def test_cleaning_by_name_goes_step_by_step():
     np.testing.assert_array_equal(classes.clean(labels, both), np.zeros((12, 12)))
 
 
+def test_colours_as_text():
+    assert [classes.hexadecimal(colour) for colour in classes.palette(2)] == ["#0072b2", "#d55e00"]
+    assert classes.hexadecimal((0, 10, 255)) == "#000aff"
+
+
 def test_a_legend_takes_names_and_colours_over_the_palette():
     settings = named({"colour": "#010203", "background": True}, {})
     found = classes.legend(settings, 3)

@@ -8,6 +8,7 @@ import re
 import shutil
 import tomllib
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,41 @@ def test_damaged_lines_of_the_history_are_left_out(run):
         "\n".join([*lines, '{"total": 1.0}', '{"step": 9, "total": NaN}', '{"step": "x"}', "[1]"]) + "\n"
     )
     damaged = written(run)
+    history.write_text("\n".join([*lines, '{"step": 8, "total": 1.7e308}', '{"step": 9, "total": -1.7e308}']) + "\n")
+    assert damaged == written(run)
     history.write_text("\n".join(lines) + "\n")
     assert damaged == written(run)
+
+
+def damage_measures(run, change):
+    file = run / "gallery" / "gallery.json"
+    found = json.loads(file.read_text())
+    change(found["classes"])
+    file.write_text(json.dumps(found))
+
+
+def damage_description(run, change):
+    info = json.loads((run / "run.json").read_text())
+    change(info)
+    (run / "run.json").write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda run: damage_measures(run, lambda classes: classes[0]["means"].append(1.0)), "expected measures of 6"),
+        (lambda run: damage_measures(run, lambda classes: classes[0].update(means=None)), "expected measures of 6"),
+        (lambda run: damage_measures(run, lambda classes: classes.append(classes[0])), "expected measures of 6"),
+        (lambda run: damage_description(run, lambda info: info["images"][0].pop("sha256")), "sha256 of each training"),
+        (lambda run: damage_description(run, lambda info: info.pop("images")), "sha256 of each training"),
+        (lambda run: (run / "history.jsonl").write_text("no JSON\n{}\n"), "expected the losses .* delete the file"),
+    ],
+)
+def test_what_is_damaged_is_told_before_anything_is_shown(run, damage, told):
+    damage(run)
+    for show in (spwnet.report, spwnet.view):
+        with pytest.raises(RunError, match=told):
+            show(run)
 
 
 def test_reports_that_cannot_be_written(run, tmp_path):
@@ -172,6 +206,26 @@ def test_what_is_posted_is_checked(run):
             with pytest.raises(SettingsError, match="expected"):
                 routes["POST", path]({"classes": classes, "version": ""})
     assert not (run / "classes.toml").exists()
+
+
+def test_saving_again_what_is_there_is_no_change_of_others(run):
+    directory = Run(run)
+    save, classes = ClassPage(run).routes()["POST", "save"], directory.load().class_map()
+    mine, theirs = (classes.change(0, name=name) for name in ("mine", "theirs"))
+    first = save({"classes": mine.to_json(), "version": ""})
+    assert save({"classes": mine.to_json(), "version": ""}) == first == {**first, "saved": True}
+    directory.save_classes(theirs)
+    assert save({"classes": mine.to_json(), "version": first["version"]}) == {"saved": False}
+    assert read_classes(run / "classes.toml").classes[0].name == "theirs"
+
+
+def test_slices_are_cleaned_by_their_stored_voxels(tmp_path):
+    settings = make_settings("instant", overrides={**SOLID, "images.scale": "1/2"})
+    spwnet.train(spwnet.open_volume(phantom((40, 60, 60))), tmp_path / "run", settings=settings)
+    page = ClassPage(tmp_path / "run")
+    exhibit = page._exhibits[0]
+    assert page._step(exhibit) == 1
+    assert page._step(replace(exhibit, labels=exhibit.labels[::3, ::3])) == 3
 
 
 def test_cleaning_of_thinned_pictures_has_their_scale():
@@ -471,6 +525,53 @@ def test_a_file_that_was_changed_elsewhere_is_not_overwritten_unasked(run, brows
     assert tomllib.loads((run / "classes.toml").read_text())["classes"][0]["name"] == "theirs again"
 
 
+def test_saving_twice_at_once_asks_nothing(run, browser):
+    with spwnet.view(run) as server, open_page(browser, server.url) as page:
+        ready(page)
+        select(page, 0)
+        page.keyboard.press("n")
+        page.keyboard.type("mine")
+        page.keyboard.press("Enter")
+        page.evaluate(
+            """() => {
+              const key = new KeyboardEvent("keydown", { key: "s", ctrlKey: true, bubbles: true });
+              document.getElementById("save").click();
+              document.body.dispatchEvent(key);
+              document.getElementById("undo").click();
+              document.body.dispatchEvent(key);
+            }"""
+        )
+        page.wait_for_function("() => window.spwnet.state().saved")
+        said(page, "Saved. To use it")
+        assert page.locator("#asking").is_hidden()
+    assert read_classes(run / "classes.toml").classes[0].name == "class 0"
+
+
+def test_values_that_are_there_already_are_no_change(run, browser):
+    with spwnet.view(run) as server, open_page(browser, server.url) as page:
+        ready(page)
+        page.locator(".more").first.click()
+        for value in ("-5", "0.4"):
+            page.locator("#fill_holes-0").fill(value)
+            page.locator("#fill_holes-0").press("Enter")
+            assert page.locator("#fill_holes-0").input_value() == "0"
+        page.locator("#remove_to-0").select_option(label="the class each touches most")
+        assert page.locator("#undo").is_disabled()
+        assert state(page)["saved"]
+
+
+def test_points_are_asked_for_while_cleaning_is_shown(run, browser):
+    with spwnet.view(run) as server, open_page(browser, server.url) as page:
+        ready(page)
+        page.locator("#cleaned").check()
+        said(page, "Cleaning changes")
+        page.locator("#points").click()
+        page.wait_for_timeout(600)
+        said(page, "Type a name, then click a few places")
+        page.locator("#cancel").click()
+        said(page, "Cleaning changes")
+
+
 def test_mistakes_are_told_and_change_nothing(run, browser):
     server = spwnet.view(run)
     with open_page(browser, server.url) as page:
@@ -514,6 +615,14 @@ def test_names_are_thrown_away_only_if_the_user_says_so(run, browser):
         assert state(page)["classes"][1]["name"] == "disc"
         page.locator("#redo").click()
         assert len(state(page)["classes"]) == 3
+        page.locator("#undo").click()
+        name.fill("class of pores")
+        name.press("Enter")
+        select(page, 0)
+        page.locator("#background").click()
+        page.locator("#slider").fill("3")
+        assert "1 name among them" in page.locator("#asking").inner_text()
+        page.get_by_role("button", name="Keep the classes").click()
 
 
 def test_all_of_it_by_the_keyboard(run, browser):

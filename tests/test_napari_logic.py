@@ -16,6 +16,8 @@ pytest.importorskip("napari")
 da = pytest.importorskip("dask.array")
 
 import spwnet
+from spwnet import lazylabels
+from spwnet.classes import palette
 from spwnet.config import make_settings
 from spwnet.errors import InputError, OutputError, RunError, SettingsError, Stopped
 from spwnet.previews import Snapshot
@@ -181,7 +183,9 @@ def test_layers_that_cannot_be_used():
 
 def test_which_images_to_train_on(viewer):
     viewer.add_image(np.zeros((2, 5, 40, 52)), name="many")
-    given = picked_layers(viewer, ["many", "gone"], "images")
+    given = picked_layers(viewer, ["many"], "images")
+    with pytest.raises(InputError, match="expected the layer 'gone', but there is none of this name any more"):
+        picked_layers(viewer, ["many", "gone"])
     viewer.dims.set_point((0, 1), (1, 3))
     assert chosen_frames(" ", given, viewer) is None
     assert chosen_frames("Auto", given, viewer) == "auto"
@@ -191,6 +195,8 @@ def test_which_images_to_train_on(viewer):
         chosen_frames("10", given, viewer)
     with pytest.raises(InputError, match="'0, 4, 10-12'"):
         chosen_frames("some", given, viewer)
+    with pytest.raises(InputError, match="the smaller number first, but got '9-7'; write 7-9"):
+        chosen_frames("0, 9-7", given, viewer)
     assert chosen_frames("current", picked_layers(viewer, ["many"], "volume"), viewer) == [3]
 
 
@@ -375,9 +381,26 @@ def test_a_layer_of_an_earlier_model_is_let_go(session, viewer, model, result):
     click(result.layer, (2, 3, 3))
     assert session.editing.selected == ()
     assert session.results == []
+    session.editing.select([0, 1])
+    press(result.layer, "Shift+M")
+    assert len(session.editing.classes.classes) == 4
+    session.editing.select([])
     again = session.segment(picked_layers(viewer, ["pictures"]))
     viewer.layers.remove(again.layer)
     assert session.look() == []
+
+
+def test_other_pixels_are_segmented_anew(session, viewer, result):
+    fill(session)
+    image = viewer.layers["pictures"]
+    given = picked_layers(viewer, ["pictures"])
+    assert session.segment(given) is result
+    image.data = pictures()[:3, ::-1]
+    assert session.look() == []
+    again = session.segment(picked_layers(viewer, ["pictures"]))
+    assert again.layer is not result.layer
+    fill(session)
+    assert np.array_equal(again.layer.data[2], spwnet.segment(session.model, image.data, frames=[2]).labels[0])
 
 
 def test_without_a_model_it_says_what_to_do(viewer):
@@ -518,6 +541,21 @@ def test_classes_stay_with_their_run(viewer, tmp_path):
     assert other.save_classes(tmp_path / "mine.toml").exists()
 
 
+def name_by(session, layer, names, given):
+    """Name by scribbles as the panel does."""
+    session.editing.replace(session.naming(layer, names, given).finish())
+
+
+def test_what_is_worked_out_is_not_worked_out_again_for_scribbles(session, viewer, result, monkeypatch):
+    fill(session)
+    given = picked_layers(viewer, ["pictures"])
+    scribbles = session.add_scribbles(given, ["ground"])
+    scribbles.data[2, 3, 3] = 1
+    monkeypatch.setattr(lazylabels, "predict", lambda *_: pytest.fail("worked out again"))
+    name_by(session, scribbles, ["ground"], given)
+    assert [one.name for one in session.editing.classes.classes] == ["ground"]
+
+
 def test_scribbles_name_and_merge(session, viewer, result):
     given = result.given
     fill(session)
@@ -526,20 +564,22 @@ def test_scribbles_name_and_merge(session, viewer, result):
     assert np.array_equal(scribbles.scale, result.layer.scale)
     scribbles.paint((2, 3, 3), 1)
     scribbles.data[0, 20, 17:20] = 2
-    session.name_by_scribbles(scribbles, ["ground", "disc"], given)
+    name_by(session, scribbles, ["ground", "disc"], picked_layers(viewer, ["pictures"]))
     assert [one.name for one in session.editing.classes.classes] == ["ground", "disc"]
     assert [result.labels.is_ready(k) for k in range(5)] == [True, False, True, False, False]
     assert result.layer.data[0][20, 18] == 1
     assert result.layer.data[2][3, 3] == 0
     with pytest.raises(SettingsError, match="scribbles of 1 to 1, as many as there are names, but got 2"):
-        session.name_by_scribbles(scribbles, ["ground"], given)
+        session.naming(scribbles, ["ground"], given)
     with pytest.raises(InputError, match="expected scribbles of shape"):
-        session.name_by_scribbles(Labels(np.zeros((3, 3), int)), ["ground"], given)
+        session.naming(Labels(np.zeros((3, 3), int)), ["ground"], given)
+    with pytest.raises(SettingsError, match="at least one point for a name"):
+        session.naming(Labels(np.zeros(given.shape, int)), ["ground"], given).finish()
     viewer.add_image(pictures(2), rgb=True, name="others")
     other = picked_layers(viewer, ["others"])
     marks = np.zeros(other.shape, np.uint8)
     marks[1, 2, 2] = 1
-    session.name_by_scribbles(Labels(marks), ["all"], other)
+    name_by(session, Labels(marks), ["all"], other)
     assert len(session.editing.classes.classes) == 1
 
 
@@ -566,6 +606,79 @@ def test_labels_are_written_with_their_place(tmp_path):
     assert np.array_equal(np.load(tmp_path / "c.npy")[0], data[0])
     with pytest.raises(OutputError, match="two or three axes, but got 4"):
         write_labels(str(tmp_path / "d.tif"), data[None], meta)
+    unlike = Labels(data, scale=(1, 1000, 1000), units=("um", "nm", "nm")).as_layer_data_tuple()
+    write_labels(str(tmp_path / "e.zarr"), *unlike[:2])
+    volume = spwnet.open_volume(tmp_path / "e.zarr")
+    assert volume.spacing == pytest.approx((1000, 1000, 1000))
+    assert volume.unit == "nanometer"
+    write_labels(str(tmp_path / "f.zarr"), data, {"scale": (1, 1, 1), "units": ("s", "um", "um")})
+    assert spwnet.open_volume(tmp_path / "f.zarr").unit is None
+
+
+def test_what_was_opened_is_saved_again(session, solid_model, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    scan = spwnet.open_volume(phantom((20, 40, 40)))
+    spwnet.segment_volume(solid_model, scan, tmp_path / "scan", suffix=".zarr")
+    spwnet.segment(session.model, pictures(), tmp_path / "images")
+    lazy = spwnet.LazyLabels(session.model, pictures())
+    opened = [read_segmentation(tmp_path / name / "segmentation.json")[0][:2] for name in ("scan", "images")]
+    for number, (data, values) in enumerate([*opened, (lazy, {}), (zarr.array(pictures()[..., 0] // 90), {})]):
+        layer = Labels(data, **values)
+        written = tmp_path / f"{number}.tif"
+        write_labels(str(written), *layer.as_layer_data_tuple()[:2])
+        assert np.array_equal(tifffile.imread(written), np.asarray(data))
+
+
+def test_names_of_labels_are_those_of_the_table_as_it_is(tmp_path):
+    """A table of cell types: names come again, some are missing, ids are high."""
+    pytest.importorskip("zarr")
+    data = np.zeros((2, 4, 5), np.uint32)
+    data[0, 0, :3] = 1, 2, 70_000
+    table = {"index": [1, 2, 3, 4, 70_000, -1, np.nan], "name": ["cell", "cell", "", None, "nucleus", "none", "none"]}
+    colours = Labels(data, colormap={0: "black", 1: "#336699", None: "red"}).colormap
+    write_labels(str(tmp_path / "a.zarr"), data, {"features": table, "colormap": colours})
+    label = json.loads((tmp_path / "a.zarr" / "labels" / "classes" / "zarr.json").read_text())
+    looks = label["attributes"]["ome"]["image-label"]
+    assert [(one["label-value"], one["name"]) for one in looks["properties"]] == [
+        (1, "cell"), (2, "cell"), (70_000, "nucleus"),
+    ]  # fmt: skip
+    assert len(looks["colors"]) == 65_536
+    assert looks["colors"][1]["rgba"] == [0x33, 0x66, 0x99, 255]
+    assert looks["colors"][2]["rgba"][:3] == palette(3)[2].tolist()
+    write_labels(str(tmp_path / "b.tif"), data, {"features": table})
+    assert np.array_equal(tifffile.imread(tmp_path / "b.tif"), data)
+    with pytest.raises(OutputError, match="expected labels below 65536 where HDF5 names them, but got 70000"):
+        write_labels(str(tmp_path / "c.h5"), data, {"features": table})
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "npy", "zarr"])
+def test_numbers_that_labels_cannot_have(tmp_path, suffix):
+    data = np.zeros((3, 4), np.int32)
+    data[0, :2] = -1, 255
+    for values in (data, data[None]):
+        with pytest.raises(OutputError, match=r"expected labels of 0 and above, .* would have -1"):
+            write_labels(str(tmp_path / f"a.{suffix}"), values, {})
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 3, 4)])
+def test_large_numbers_take_no_tables_of_their_size(tmp_path, shape, monkeypatch):
+    made = []
+    monkeypatch.setattr("spwnet.napari.files.palette", lambda n: made.append(n) or palette(n))
+    data = np.zeros(shape, np.uint32)
+    data.flat[0] = 2**32 - 2
+    write_labels(str(tmp_path / "a.tif"), data, {"features": {"index": [1], "name": ["cell"]}})
+    assert np.array_equal(tifffile.imread(tmp_path / "a.tif").reshape(shape), data)
+    assert made in ([], [0])
+
+
+@pytest.mark.parametrize("solid", [True, False])
+def test_a_folder_does_not_choose_what_is_opened(tmp_path, solid):
+    summary = {"suffix": "/../../other.h5", "n_classes": 2, "classes": {"0": {}}, "labels": {}}
+    if solid:
+        summary["volume"] = {}
+    (tmp_path / "segmentation.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=r"its suffix is none of .*\.tif.*: '/\.\./\.\./other\.h5'"):
+        read_segmentation(tmp_path / "segmentation.json")
 
 
 def test_the_manifest_is_valid_and_installed():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 QtWidgets = pytest.importorskip("qtpy.QtWidgets", reason="needs a Qt binding", exc_type=Exception)
 
 import spwnet
+from spwnet.classes import palette
 from spwnet.config import make_settings
 from tests.conftest import TINY, phantom, picture
 
@@ -159,7 +161,8 @@ def test_classes_are_edited_in_the_list(trained, messages):
     trained.name_edit.native.editingFinished.emit()
     assert session.editing.classes.find(0).name == "ground"
     trained.smooth.value, trained.fill_holes.value = 1.5, 40
-    trained.remove_to.value = "class 3"
+    assert list(trained.remove_to.choices) == [TOUCHED, 1, 3]
+    trained.remove_to.value = 3
     trained.keep_largest.value = True
     one = session.editing.classes.find("ground")
     assert (one.smooth, one.fill_holes, one.remove_to, one.keep_largest) == (1.5, 40, 3, True)
@@ -169,6 +172,15 @@ def test_classes_are_edited_in_the_list(trained, messages):
     trained.name_edit.native.editingFinished.emit()
     assert "expected each name once" in messages()[-1]
     assert trained.name_edit.value == "ground"
+    for name in ("3", "what each touches most"):
+        trained.classes.value = [1]
+        trained.name_edit.value = name
+        trained.name_edit.native.editingFinished.emit()
+        trained.classes.value = [0]
+        trained.remove_to.value = 1
+        assert session.editing.classes.find("ground").remove_to == 1
+        trained.remove_to.value = TOUCHED
+        click(trained.undo), click(trained.undo), click(trained.undo)
     trained.classes.value = [1]
     assert (trained.name_edit.value, trained.smooth.value) == ("class 1", 0)
     click(trained.background)
@@ -211,20 +223,72 @@ def test_runs_folders_and_files(panel, messages, tmp_path):
     click(panel.write)
     wait(lambda: idle(panel))
     assert "found" in messages()[-1]
+    count = len(messages())
+    panel.overwrite_folder.value = True
+    click(panel.write)
+    wait(lambda: idle(panel))
+    assert messages()[count:] == [f"The labels are in {tmp_path / 'found'}"]
+    before = panel.session.model
+    click(panel.train)
+    wait(lambda: idle(panel))
+    assert "--overwrite" in messages()[-1]
+    assert panel.session.model is before
+    panel.overwrite_run.value = True
+    click(panel.train)
+    wait(lambda: idle(panel) and panel.session.model is not before)
+    assert len(panel.session.model.info["images"]) == 4
+
+
+def test_a_layer_that_is_renamed_stays_chosen(panel):
+    for name in ("neutron", "xray", "other"):
+        panel.viewer.add_image(np.zeros((40, 52)), name=name)
+    panel.layers.value = ["neutron", "xray"]
+    panel.viewer.layers["xray"].name = "x-ray"
+    assert panel.layers.value == ["neutron", "x-ray"]
+    assert [layer.name for layer in panel.given().layers] == ["neutron", "x-ray"]
+    panel.viewer.layers.remove("neutron")
+    assert panel.layers.value == ["x-ray"]
+
+
+def test_a_refused_change_is_taken_back_in_the_panel(trained, messages, monkeypatch):
+    assert trained.number.value == 4
+    monkeypatch.setattr(trained.session.editing, "cut", lambda n: trained.session.editing.split())
+    trained.number.value = 2
+    assert "expected selected classes to split" in messages()[-1]
+    assert trained.number.value == 4
+
+
+def test_classes_without_a_colour_of_their_own_have_that_of_the_palette(trained):
+    editing = trained.session.editing
+    classes = [one.model_copy(update={"colour": None}) for one in editing.classes.classes]
+    editing.replace(replace(editing.classes, classes=tuple(classes)))
+    for k in range(4):
+        shown = trained.classes.native.item(k).icon().pixmap(14, 14).toImage().pixelColor(7, 7)
+        assert shown.getRgb()[:3] == tuple(palette(4)[k])
 
 
 def test_scribbles(trained, messages):
     click(trained.by_scribbles)
     assert "expected names of classes" in messages()[-1]
     trained.names.value = "ground, disc"
+    trained.viewer.add_image(np.zeros((40, 52)), name="scribbles of last week")
+    trained.layers.value = ["pictures"]
     click(trained.by_scribbles)
     assert "there is none" in messages()[-1]
+    truth = trained.viewer.add_labels(np.full((5, 40, 52), 3), name="truth", features={"index": [3], "name": ["bone"]})
+    trained.viewer.layers.selection.active = truth
+    click(trained.by_scribbles)
+    assert "as many as there are names, but got 3" in messages()[-1]
+    assert list(truth.features["name"]) == ["bone"]
     click(trained.scribble)
     layer = trained.viewer.layers["scribbles"]
     layer.data[2, :3, :3], layer.data[2, 20, 20] = 1, 2
     trained.viewer.layers.selection.active = trained.session.results[0].layer
+    trained.names.value = "ground, circle"
     click(trained.by_scribbles)
-    assert [one.name for one in trained.session.editing.classes.classes] == ["ground", "disc"]
+    wait(lambda: idle(trained))
+    assert [one.name for one in trained.session.editing.classes.classes] == ["ground", "circle"]
+    assert list(layer.features["name"]) == ["ground", "circle"]
 
 
 def test_errors_are_told_in_words(panel, messages):

@@ -30,6 +30,10 @@ def refuse(body):
 RECEIVED = []
 
 
+def deny(_=None):
+    raise PermissionError(13, "denied")
+
+
 @pytest.fixture
 def bodies():
     """What routes were given since the test began."""
@@ -47,6 +51,8 @@ def server():
         ("GET", ""): lambda: Page("live.html", {"name": NAME}),
         ("GET", "state"): lambda: {"step": 3, "name": NAME},
         ("GET", "broken"): fail,
+        ("GET", "denied"): deny,
+        ("POST", "denied"): deny,
         ("POST", "stop"): echo,
         ("POST", "refuse"): refuse,
     }
@@ -286,6 +292,25 @@ def test_errors_for_users_are_told_and_others_only_logged(server, caplog):
     assert "a secret of the program" in caplog.text
 
 
+def test_files_that_a_route_cannot_read_are_told_as_any_failure(server, caplog):
+    for status, _, body in (ask(server, "denied"), post(server, "denied", {})):
+        assert (status, json.loads(body)) == (500, {"error": "this failed; the log of the program says why"})
+    assert len(caplog.records) == 2
+    assert "PermissionError" in caplog.text
+
+
+def test_a_refusal_of_what_was_read_ends_the_connection(server):
+    path, body = urlsplit(server.url).path, '{"id": 1}'
+    start = time.monotonic()
+    answer = send(
+        server,
+        f"POST {path}refuse HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}",
+    )
+    assert answer.startswith("HTTP/1.0 400 ")
+    assert time.monotonic() - start < 3
+
+
 def test_requests_are_not_printed_and_the_token_is_not_logged(server, caplog, capfd):
     with caplog.at_level(logging.DEBUG):
         ask(server, "state")
@@ -355,6 +380,22 @@ def test_more_connections_than_the_limit_are_turned_away(monkeypatch):
             connection.close()
         time.sleep(0.2)
         assert ask(server, "state")[0] == 200
+
+
+def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch, caplog):
+    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 1)
+
+    def refused(*_):
+        raise RuntimeError("can't start new thread")
+
+    with Server({("GET", "state"): dict}) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(serving.ThreadingHTTPServer, "process_request", refused)
+            for _ in range(2):
+                with pytest.raises((ConnectionError, http.client.BadStatusLine)):
+                    ask(server, "state")
+        assert ask(server, "state")[0] == 200
+    assert len(caplog.records) == 2
 
 
 def test_a_reader_that_goes_away_is_no_error(caplog, capfd):

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from spwnet.classes import palette
+from spwnet.classes import hexadecimal, palette
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +119,7 @@ class History:
         laid = [
             Curve(
                 name,
-                f"#{bytes(colours[_COLOURS[index % len(_COLOURS)]]).hex()}",
+                hexadecimal(colours[_COLOURS[index % len(_COLOURS)]]),
                 _DASHES[index % len(_DASHES)],
                 self._latest[name],
                 [place(*point) for point in points],
@@ -153,7 +153,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """Round numbers between two others that are given by their logarithms."""
-    decades = range(math.floor(low), math.ceil(high) + 1)
+    # Beyond these a power of ten is no number any more.
+    decades = range(max(math.floor(low), -300), min(math.ceil(high), 300) + 1)
     fine = [factor * 10.0**k for k in decades for factor in ((1, 2, 5) if high - low < 2 else (1,))]
     inside = [tick for tick in fine if low <= math.log10(tick) <= high]
-    return inside[:: math.ceil(len(inside) / (2 * TICKS))]
+    return inside[:: max(1, math.ceil(len(inside) / (2 * TICKS)))]

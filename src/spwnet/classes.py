@@ -13,7 +13,7 @@ from spwnet.errors import InputError
 from spwnet.geometry import half_neighbourhood, shifted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -74,6 +74,11 @@ def palette(n: int) -> NDArray[np.uint8]:
     mixed = _COLOURS[entry] * (1 - share)[:, None] + (end * share)[:, None]
     colours: NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
     return colours
+
+
+def hexadecimal(colour: Iterable[int]) -> str:
+    """Return a colour of three bytes as "#rrggbb"."""
+    return "#" + bytes(colour).hex()
 
 
 @dataclass(frozen=True)

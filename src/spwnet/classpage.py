@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import threading
 import zlib
 from base64 import b64encode
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.charting import History
-from spwnet.classes import clean, legend, palette
+from spwnet.classes import clean, hexadecimal, legend, palette
 from spwnet.config import LabelSettings, Settings, flat
-from spwnet.errors import OutputError
+from spwnet.errors import OutputError, RunError
 from spwnet.gallery import NEVER, read_gallery
 from spwnet.outputs import data_uri, overlay
 from spwnet.runs import Run
@@ -32,6 +32,7 @@ MOST_BYTES = 9 * 2**20
 """Of the pictures on a page: with all else it stays below 10 MiB."""
 LARGEST = 2048
 """Pixels along the longer side of a picture on a page."""
+LARGEST_LOSS = 1e38
 CITATION = (
     "K. Leng, R. Atwood, W. Kockelmann, D. Chekrygina, J. Thiyagalingam. SP-WNet: Unsupervised Image Segmentation with "
     "Dense Representative Learning and Sparse Labelling. Science and Technology Facilities Council, 2022."
@@ -57,10 +58,37 @@ class ClassPage:
         self._model = self._run.load()
         gallery = read_gallery(self._run.gallery)
         self._measures = gallery.classes
-        self._history = [entry for entry in self._run.read_history() if _whole(entry)]
+        self._check()
+        try:
+            self._history = [entry for entry in self._run.read_history() if _whole(entry)]
+        except OutputError as error:
+            raise RunError(
+                f"expected the losses of a run in {self._run.history}, but a line of it is damaged; delete the file, "
+                "or train the run again"
+            ) from error
         self._exhibits, self._images = _fitting(gallery.exhibits)
         self._left_out = len(gallery.exhibits) - len(self._exhibits)
         self._lock = threading.Lock()
+
+    def _check(self) -> None:
+        """Check what the page shows of the run and nothing else reads."""
+        model, channels = self._model, self._model.info["channels"]
+        whole = [not one["pixels"] or len(one["means"] or ()) == channels for one in self._measures]
+        if len(whole) != model.n_finest or not all(whole):
+            raise RunError(
+                f"expected measures of {model.n_finest} finest classes in {channels} channels at {self._run.gallery}, "
+                "but they are of another run or damaged; train the run again"
+            )
+        images = model.info.get("images")
+        kinds = {"name": str, "shape": list, "working_shape": list, "sha256": str}
+        if not isinstance(images, list) or not all(
+            isinstance(one, dict) and all(isinstance(one.get(key), kind) for key, kind in kinds.items())
+            for one in images
+        ):
+            raise RunError(
+                f"expected {', '.join(kinds)} of each training image in {self._run.description}, but they are missing "
+                "or damaged; train the run again"
+            )
 
     @property
     def name(self) -> str:
@@ -95,7 +123,7 @@ class ClassPage:
             "parents": classes.parents,
             "heights": None if tree is None else [float(height) for height in tree.heights],
             "suggested": classes.n_finest if tree is None else tree.suggested,
-            "palette": [_hexadecimal(colour) for colour in palette(classes.n_finest)],
+            "palette": [hexadecimal(colour) for colour in palette(classes.n_finest)],
             "images": self._images,
             "measures": self._measures,
             "classes": classes.to_json(),
@@ -118,7 +146,7 @@ class ClassPage:
                 "chart": history.chart().to_json(),
                 "losses": _losses(self._history),
                 "facts": self._facts(),
-                "trained_on": model.info.get("images", []),
+                "trained_on": model.info["images"],
                 "settings": _settings(model.settings),
                 "citation": CITATION,
             },
@@ -150,7 +178,7 @@ class ClassPage:
         """Return what made the run, to be read."""
         info = self._model.info
         facts = {
-            "Training images": str(len(info.get("images", []))),
+            "Training images": str(len(info["images"])),
             "Channels": str(info["channels"]),
             "Score without truth": str(info.get("score", "")),
             "Time": f"{info['seconds']} s" if "seconds" in info else "",
@@ -174,7 +202,10 @@ class ClassPage:
         """Write the classes that came, unless the file is no longer what the page began from."""
         with self._lock:
             classes = self._model.class_map().from_json(body.get("classes"))
-            if body.get("overwrite") is not True and self._run.classes_version() != body.get("version"):
+            version = self._run.classes_version()
+            # What is there already was saved by this page, whose answer was lost or has not come yet.
+            same = version == hashlib.sha256(classes.to_toml().encode()).hexdigest()
+            if body.get("overwrite") is not True and not same and version != body.get("version"):
                 return {"saved": False}
             self._run.save_classes(classes)
             return {"saved": True, "version": self._run.classes_version()}
@@ -194,7 +225,11 @@ class ClassPage:
         return {"labels": found, "changed": changed / pixels}
 
     def _step(self, exhibit: Exhibit) -> int:
-        """Every how many-th working row and column a picture shows."""
+        """Every how many-th row and column a picture shows of those that are cleaned."""
+        if self._model.solid:
+            # Volumes are cleaned in stored voxels.
+            left, right = exhibit.region[1]
+            return max(1, round((right - left) / int(exhibit.labels.shape[1])))
         shapes = [image.get("working_shape") for image in self._model.info["images"] if image["name"] == exhibit.name]
         return max(1, round(shapes[0][-1] / exhibit.labels.shape[1])) if shapes and shapes[0] else 1
 
@@ -256,11 +291,11 @@ def _thinned(settings: LabelSettings, step: int) -> LabelSettings:
 
 
 def _whole(entry: Any) -> bool:
-    """Whether a line of the history is one: a step and finite losses."""
+    """Whether a line of the history is one: a step, and losses as float32 has them."""
     return (
         isinstance(entry, dict)
         and "step" in entry
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in entry.values())
+        and all(isinstance(value, int | float) and abs(value) < LARGEST_LOSS for value in entry.values())
     )
 
 
@@ -284,10 +319,6 @@ def _settings(settings: Settings) -> list[dict[str, str]]:
     ]
 
 
-def _hexadecimal(colour: NDArray[np.uint8]) -> str:
-    return f"#{bytes(colour).hex()}"
-
-
 def report(run: str | Path, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
     """Write what a run has come to as one HTML file that works offline: pictures, classes, losses, settings.
 
@@ -308,9 +339,11 @@ def report(run: str | Path, output: str | Path | None = None, *, overwrite: bool
     Raises
     ------
     RunError
-        If the run is not finished or keeps nothing of its training images.
+        If the run is not finished, is damaged, or keeps nothing of its training images.
+    SettingsError
+        If ``classes.toml`` is not of this run.
     OutputError
-        If the file is there already, or cannot be written.
+        If the file is there already, is not named .html or .htm, or cannot be written.
     """
     path = Path(run) / "report.html" if output is None else Path(output)
     if path.exists() and not overwrite:
@@ -342,7 +375,7 @@ def view(run: str | Path, *, port: int = 0) -> Server:
     Raises
     ------
     RunError
-        If the run is not finished or keeps nothing of its training images.
+        If the run is not finished, is damaged, or keeps nothing of its training images.
     SettingsError
         If the port is taken, or ``classes.toml`` is not of this run.
 
@@ -352,5 +385,6 @@ def view(run: str | Path, *, port: int = 0) -> Server:
     ...     input(f"{page.url} - press Enter when done")
     """
     shown = ClassPage(run)
-    shown.page(served=True)
+    # What cannot be shown is to be said here, not when the browser asks.
+    shown.page(served=True).render()
     return Server(shown.routes(), port=port).start()

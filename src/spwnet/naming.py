@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from spwnet.classes import palette
+from spwnet.classes import hexadecimal, palette
 from spwnet.codebook import coarser, is_tree
 from spwnet.config import LabelSettings, NamedClass, check_named
 from spwnet.errors import SettingsError, SpwnetError, did_you_mean
@@ -71,7 +71,7 @@ class ClassMap:
             raise SettingsError(
                 f"expected {n_finest} classes, because there is no tree to merge them along, but got {n_classes}"
             )
-        colours = _hexadecimal(n_finest)
+        colours = _colours(n_finest)
         classes = tuple(
             NamedClass(id=k, name=f"class {k}", colour=colours[k], members=tuple(np.flatnonzero(table == k).tolist()))
             for k in range(n_classes)
@@ -163,7 +163,7 @@ class ClassMap:
             groups = sorted(members[tops == k].tolist() for k in np.unique(tops))
         classes = [other for other in self.classes if other is not one]
         classes.append(one.model_copy(update={"members": tuple(groups[0])}))
-        colours = _hexadecimal(self.n_finest)
+        colours = _colours(self.n_finest)
         for group in groups[1:]:
             taken = {other.id for other in classes}
             # The least of its finest classes, which is its own number in the tree unless merging gave that away.
@@ -403,7 +403,7 @@ def from_points(
             "it from nothing else there; mark other places, or train with more classes (`codebook.finest`)"
         )
     owner = _inherited(owner, classes.parents)
-    colours = _hexadecimal(len(points))
+    colours = _colours(len(points))
     return classes._with(
         [
             _class({"id": k, "name": name, "colour": colours[k], "members": np.flatnonzero(owner == k).tolist()})
@@ -547,8 +547,8 @@ def _is_default(one: NamedClass) -> bool:
     return re.fullmatch(r"class \d+(\.\d+)?", one.name) is not None
 
 
-def _hexadecimal(n: int) -> list[str]:
-    return ["#" + bytes(colour).hex() for colour in palette(n)]
+def _colours(n: int) -> list[str]:
+    return [hexadecimal(colour) for colour in palette(n)]
 
 
 def _toml(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spwnet.classes import areas, palette
+from spwnet.classes import areas, hexadecimal, palette
 from spwnet.descriptors import network_input
 from spwnet.devices import arithmetic, convolution_type
 from spwnet.filters import interpolated
@@ -145,7 +145,7 @@ def snapshot(
             )
         )
     used = sorted({k for row in rows for k in row.sizes})
-    return Snapshot(step, rows, {k: f"#{bytes(colours[k]).hex()}" for k in used}, provisional)
+    return Snapshot(step, rows, {k: hexadecimal(colours[k]) for k in used}, provisional)
 
 
 def preview(shot: Snapshot) -> Picture:

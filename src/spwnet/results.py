@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from spwnet.classes import Legend, legend
+from spwnet.classes import Legend, hexadecimal, legend
 from spwnet.errors import InputError, OutputError
 from spwnet.outputs import overlay, provenance, write_labels, write_picture
 from spwnet.steadying import Before
@@ -375,7 +375,7 @@ def class_table(images: dict[str, dict[str, Any]], legend: Legend) -> dict[str, 
             **({"name": legend.names[k]} if k in legend.names else {}),
             "pixels": total[k],
             "share": total[k] / pixels,
-            "colour": "#" + bytes(legend.colours[k]).hex(),
+            "colour": hexadecimal(legend.colours[k]),
         }
         for k in sorted(total)
     }

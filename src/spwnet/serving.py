@@ -188,7 +188,12 @@ class _Listener(ThreadingHTTPServer):
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            # No thread could be started that would give the place back.
+            self._places.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -223,6 +228,7 @@ class _InTime(io.RawIOBase):
 class _Handler(BaseHTTPRequestHandler):
     server: _Listener
     server_version, sys_version = "spwnet", ""
+    has_read_body = False
 
     def setup(self) -> None:
         super().setup()
@@ -249,7 +255,12 @@ class _Handler(BaseHTTPRequestHandler):
                 if not allowed:
                     raise _Refused(HTTPStatus.NOT_FOUND)
                 raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, Allow=", ".join(allowed))
-            found = route(self._body()) if method == "POST" else route()
+            arguments = (self._body(),) if method == "POST" else ()
+            try:
+                found = route(*arguments)
+            except OSError as error:
+                # One of the connection, further below, is a page that went away.
+                raise RuntimeError(f"what answers '{path}' could not read or write") from error
             if isinstance(found, Page):
                 nonce = secrets.token_urlsafe(16)
                 self._reply(HTTPStatus.OK, found.render(nonce), "text/html", nonce)
@@ -298,8 +309,10 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(lengths[0])
         if length > MOST_BODY:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected {MOST_BODY} bytes at most")
+        text = self.rfile.read(length)
+        self.has_read_body = True
         try:
-            value = json.loads(self.rfile.read(length))
+            value = json.loads(text)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -308,7 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: HTTPStatus, message: str, **headers: str) -> None:
         self._tell(status, message, **headers)
-        if self.command == "POST":
+        if self.command == "POST" and not self.has_read_body:
             # What is left unread when a connection closes can cost the other side the answer.
             with suppress(OSError, ValueError):
                 self.rfile.read(max(0, min(int(self.headers.get("Content-Length", 0)), MOST_BODY)))

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet import outputs, storage
-from spwnet.classes import legend
+from spwnet.classes import Legend, palette
 from spwnet.config import LabelSettings, NamedClass
 from spwnet.errors import InputError, OutputError
 from spwnet.images import image_size, label_image, open_images
 from spwnet.lazylabels import PlaneArray
-from spwnet.napari.inputs import LayerLabels
+from spwnet.napari.inputs import LayerLabels, common_spacing
 from spwnet.napari.logic import METADATA, OPACITY, colours_of, features_of
 from spwnet.samples import SLICE_SPACING, sample
-from spwnet.units import standard_unit
 from spwnet.volumes import open_volume
-from spwnet.volumewriting import write_volume
+from spwnet.volumewriting import SUFFIXES, write_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +26,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     LayerData = tuple[Any, dict[str, Any], str]
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".mp4")
+"""Of labels of images that `segment` writes."""
+NAMELESS = (".tif", ".tiff", ".npy")
+"""Formats of volumes that hold neither names nor colours of classes."""
+MOST_LISTED = 65_536
+"""Classes that a file lists one by one, with colours or names."""
 
 
 def composite() -> list[LayerData]:
@@ -66,6 +72,10 @@ def read_segmentation(path: str | Path) -> list[LayerData]:
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         suffix, solid = str(summary["suffix"]), "volume" in summary
+        known = SUFFIXES if solid else IMAGE_SUFFIXES
+        if suffix.lower() not in known:
+            # It becomes part of a path: a folder from elsewhere must not choose what is opened.
+            raise ValueError(f"its suffix is none of {', '.join(known)}: {suffix!r}")
         n_classes = int(summary["n_classes"]) if solid else max(map(int, summary["classes"])) + 1
         entries = LabelSettings.model_validate(summary["labels"]).named or [
             NamedClass(id=k, name=f"class {k}", members=(k,)) for k in range(n_classes)
@@ -95,7 +105,7 @@ def read_segmentation(path: str | Path) -> list[LayerData]:
 
 
 def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Write a layer of labels, and beside it ``NAME.classes.toml`` if it has classes by name.
+    """Write a layer of labels, and beside it ``NAME.classes.toml`` if it has classes by name; both are replaced.
 
     Parameters
     ----------
@@ -113,7 +123,7 @@ def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     Raises
     ------
     OutputError
-        If it has more axes than three, or cannot be written.
+        If it has more axes than three, negative values, or more than the format holds, or cannot be written.
     """
     target, known = Path(path), meta.get("metadata", {}).get(METADATA, {})
     if data.ndim not in (2, 3):
@@ -121,47 +131,83 @@ def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
             f"expected labels of two or three axes, but got {data.ndim}; save them by napari's own writer, or segment "
             "into a folder"
         )
-    given = data
+    names = _names(meta)
     if isinstance(data, LayerLabels):
+        names = {k: name for k, name in names.items() if k < data.blank}
         data = np.asarray(data)
-    values = dict(zip(*([*meta.get("features", {}).get(key, ())] for key in ("index", "name")), strict=False))
-    colours = meta.get("colormap")
-    values = {int(k): name for k, name in values.items() if not isinstance(given, LayerLabels) or k < given.blank}
-    n_classes = max([int(data.max()), *values]) + 1
+    lowest, highest = _extremes(data)
+    if lowest < 0:
+        raise OutputError(
+            f"expected labels of 0 and above, but '{target.name}' would have {lowest}; give those pixels another label"
+        )
+    n_classes = max([highest, *names]) + 1
     dtype = outputs.label_dtype(n_classes, ".tif")
-    named = [
-        NamedClass(id=k, name=str(name), members=(k,), colour=_hexadecimal(colours, k)) for k, name in values.items()
-    ]
-    looks = legend(LabelSettings(named=tuple(named)), n_classes)
     if data.ndim == 2 and target.suffix.lower() in (".png", ".tif", ".tiff"):
         outputs.write_labels(target, np.asarray(data).astype(dtype), n_classes)
     else:
-        volume = data if data.ndim == 3 else data[None]
+        volume = data if data.ndim == 3 else np.asarray(data)[None]
         spacing, unit = _spacing(meta)
         write_volume(
             target, volume.shape, dtype, lambda z: np.asarray(volume[z]).astype(dtype), n_classes=n_classes,
-            legend=looks, spacing=spacing, unit=unit, provenance=outputs.provenance(), overwrite=True,
+            legend=_legend(target, names, meta.get("colormap"), n_classes), spacing=spacing, unit=unit,
+            provenance=outputs.provenance(), overwrite=True,
         )  # fmt: skip
     written = [str(target)]
     if "classes" in known:
-        names = target.with_suffix(".classes.toml")
-        storage.atomic_write(names, known["classes"].encode())
-        written.append(str(names))
+        beside = target.with_suffix(".classes.toml")
+        storage.atomic_write(beside, known["classes"].encode())
+        written.append(str(beside))
     return written
 
 
-def _hexadecimal(colormap: Any, k: int) -> str | None:
-    """Return the colour of a class in a colour map of napari, if it has colours for each of them."""
+def _extremes(data: Any) -> tuple[int, int]:
+    """Return the smallest and the largest label, read plane by plane: what is opened may be larger than memory."""
+    planes = (data[k] for k in range(data.shape[0])) if data.ndim == 3 else (data,)
+    found = [(int(plane.min(initial=0)), int(plane.max(initial=0))) for plane in map(np.asarray, planes)]
+    return min((low for low, _ in found), default=0), max((high for _, high in found), default=0)
+
+
+def _names(meta: dict[str, Any]) -> dict[int, str]:
+    """Return the names of labels in the table of a layer, which may lack some."""
+    features = meta.get("features", {})
+    pairs = zip(features.get("index", ()), features.get("name", ()), strict=False)
+    return {
+        int(k): name
+        for k, name in pairs
+        if isinstance(k, int | float | np.number) and 0 <= k < np.inf and isinstance(name, str) and name.strip()
+    }
+
+
+def _legend(target: Path, names: dict[int, str], colormap: Any, n_classes: int) -> Legend:
+    """Return what a format holds of names and colours."""
+    suffix = target.suffix.lower()
+    if suffix in NAMELESS:
+        return Legend(palette(0), {})
+    # Zarr names some of the classes, HDF5 each of them.
+    if names and suffix != ".zarr" and n_classes > MOST_LISTED:
+        raise OutputError(
+            f"expected labels below {MOST_LISTED} where HDF5 names them, but got {n_classes - 1}; write OME-Zarr "
+            "(.zarr), or number them anew"
+        )
+    colours = palette(min(n_classes, MOST_LISTED))
+    for k in names:
+        colour = _colour_of(colormap, k)
+        if colour is not None and k < len(colours):
+            colours[k] = colour
+    return Legend(colours, names)
+
+
+def _colour_of(colormap: Any, k: int) -> tuple[int, ...] | None:
+    """Return the colour of a label in a colour map of napari, if it has colours for each of them."""
     colour = getattr(colormap, "color_dict", {}).get(k)
-    return None if colour is None else "#" + bytes(round(255 * float(part)) for part in colour[:3]).hex()
+    return None if colour is None else tuple(round(255 * float(part)) for part in colour[:3])
 
 
 def _spacing(meta: dict[str, Any]) -> tuple[tuple[float, float, float] | None, str | None]:
-    """Return the spacing of three axes and its unit, if it is a length and the same for all."""
-    steps, units = [abs(float(step)) for step in meta.get("scale", ())], {str(unit) for unit in meta.get("units", ())}
-    if len(steps) != 3 or len(units) > 1:
-        return None, None
-    return (steps[0], steps[1], steps[2]), standard_unit(units.pop()) if units else None
+    """Return the spacing of three axes and its unit."""
+    steps = [abs(float(step)) for step in meta.get("scale", ())]
+    units = [str(unit) for unit in meta.get("units", ())] or ["pixel"] * len(steps)
+    return common_spacing(steps, units) if len(steps) == len(units) == 3 else (None, None)
 
 
 class _VolumePlanes(PlaneArray):

@@ -71,6 +71,11 @@ class LayerInput:
     channels_first: bool
 
     @property
+    def data(self) -> tuple[Any, ...]:
+        """Arrays of the layers as they are now."""
+        return tuple(map(_data, self.layers))
+
+    @property
     def name(self) -> str:
         """Name of the first layer."""
         return str(self.layers[0].name)
@@ -149,16 +154,7 @@ class LayerInput:
         layer = self.layers[0]
         skip = int(self.channels_first)
         at = [skip + self.axes.index(axis) for axis in "ZYX"]
-        z, y, x = (float(abs(layer.scale[k])) for k in at)
-        units = [standard_unit(str(layer.units[k])) for k in at]
-        last = units[2]
-        if last is None or None in units:
-            return ((z, y, x), None) if len({str(layer.units[k]) for k in at}) == 1 else (None, None)
-        # Of equal units no rounding may come.
-        z, y = (
-            s if u == last or u is None else s * METRES[u] / METRES[last] for s, u in zip((z, y), units, strict=False)
-        )
-        return (z, y, x), last
+        return common_spacing([abs(float(layer.scale[k])) for k in at], [str(layer.units[k]) for k in at])
 
     def labels(self, model: TrainedModel, classes: ClassMap) -> LayerLabels:
         """Return the labels of all planes by a model, worked out where they are looked at.
@@ -326,6 +322,20 @@ def open_layers(layers: Sequence[Any], kind: Kind | None = None, viewer: Any = N
             f"expected at least three axes for a volume, but '{first.name}' has {len(shape)}; take it for images"
         )
     return LayerInput(tuple(layers), kind, _filled(letters, kind), shape, channels_first)
+
+
+def common_spacing(
+    steps: Sequence[float], units: Sequence[str]
+) -> tuple[tuple[float, float, float] | None, str | None]:
+    """Bring steps along z, y, x to the unit of the last; no unit for equal unknown ones, nothing for unlike ones."""
+    z, y, x = steps
+    known = [standard_unit(unit) for unit in units]
+    last = known[2]
+    if last is None or None in known:
+        return ((z, y, x), None) if len(set(units)) == 1 else (None, None)
+    # Of equal units no rounding may come.
+    z, y = (step if u == last else step * METRES[str(u)] / METRES[last] for step, u in zip((z, y), known, strict=False))
+    return (z, y, x), last
 
 
 def current_plane(layer: Any, viewer: Any) -> tuple[int, ...]:

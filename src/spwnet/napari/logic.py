@@ -11,8 +11,8 @@ from napari.layers import Labels
 from napari.utils.colormaps import DirectLabelColormap
 
 from spwnet.api import train
-from spwnet.classes import palette
-from spwnet.errors import InputError, RunError, SettingsError
+from spwnet.classes import hexadecimal, palette
+from spwnet.errors import InputError, RunError, SettingsError, SpwnetError
 from spwnet.naming import from_points, read_classes
 from spwnet.napari.editing import Editing
 from spwnet.napari.inputs import open_layers
@@ -53,11 +53,18 @@ class Result:
     given : LayerInput
     labels : LayerLabels
         What the layer shows.
+    data : tuple of arrays
+        Of the image layers, as they were then.
     """
 
     layer: Any
     given: LayerInput
     labels: LayerLabels
+    data: tuple[Any, ...]
+
+    def is_current(self) -> bool:
+        """Whether the image layers still have the arrays that it was made of."""
+        return all(one is other for one, other in zip(self.data, self.given.data, strict=True))
 
 
 @dataclass(frozen=True)
@@ -215,26 +222,36 @@ class Session:
         SpwnetError
             If there is no model, or it is for something else.
         """
-        for result in self.results:
-            if (result.given.layers, result.given.kind) == (
-                given.layers,
-                given.kind,
-            ) and result.layer in self.viewer.layers:
-                return result
+        found = self._result_of(given)
+        if found is not None:
+            return found
         labels = given.labels(self.trained(), self.edited().classes)
         layer = Labels(labels, name=f"{given.name} classes", opacity=OPACITY, **given.placement())
         layer.mouse_drag_callbacks.append(self._pick)
         for key, action in KEYS.items():
             layer.bind_key(key, self._on_key(action))
-        result = Result(layer, given, labels)
+        result = Result(layer, given, labels, given.data)
         self._draw(result)
         self.viewer.add_layer(layer)
         self.results.append(result)
         return result
 
+    def _result_of(self, given: LayerInput) -> Result | None:
+        """Return what there is of these layers as they are now."""
+        self._let_go()
+        for result in self.results:
+            other = result.given
+            if (other.layers, other.kind, other.axes) == (given.layers, given.kind, given.axes):
+                return result
+        return None
+
+    def _let_go(self) -> None:
+        """Forget results that were deleted, or are of other pixels than their image has now."""
+        self.results = [result for result in self.results if result.layer in self.viewer.layers and result.is_current()]
+
     def look(self) -> list[Missing]:
         """Return what results that are visible lack where the viewer looks; `filling` is the work of it."""
-        self.results = [result for result in self.results if result.layer in self.viewer.layers]
+        self._let_go()
         return [missing for result in self.results if result.layer.visible and (missing := self._missing(result))]
 
     def _moved(self, _: Any) -> None:
@@ -344,14 +361,20 @@ class Session:
         value = layer.get_value(
             event.position, view_direction=event.view_direction, dims_displayed=event.dims_displayed, world=True
         )
-        if value is not None and any(result.layer is layer for result in self.results):
+        if value is not None and self._shows(layer):
             self.editing.toggle(int(value))
 
+    def _shows(self, layer: Any) -> bool:
+        """Whether a layer shows the classes that are edited, and not those of an earlier model."""
+        return any(result.layer is layer for result in self.results)
+
     def _on_key(self, action: str) -> Callable[[Any], None]:
-        def act(_: Any) -> None:
+        def act(layer: Any) -> None:
+            if not self._shows(layer):
+                return
             try:
                 getattr(self.edited(), action)()
-            except (InputError, RunError, SettingsError) as error:
+            except SpwnetError as error:
                 if self._on_error is None:
                     raise
                 self._on_error(error)
@@ -391,7 +414,8 @@ class Session:
 
     def add_scribbles(self, given: LayerInput, names: Sequence[str] = ()) -> Any:
         """Add a layer to paint a few pixels of each class in: 1 is the first name, 2 the second, and so on."""
-        layer = Labels(np.zeros(given.shape, np.uint8), name="scribbles", **given.placement())
+        marked = {METADATA: {"scribbles": True}}
+        layer = Labels(np.zeros(given.shape, np.uint8), name="scribbles", metadata=marked, **given.placement())
         layer.brush_size = BRUSH_PIXELS
         self.viewer.add_layer(layer)
         # A layer that is added pans first.
@@ -399,17 +423,18 @@ class Session:
         name_scribbles(layer, names)
         return layer
 
-    def name_by_scribbles(self, layer: Any, names: Sequence[str], given: LayerInput) -> None:
-        """Merge and name the classes by what is painted in a layer; nothing is trained.
+    def naming(self, layer: Any, names: Sequence[str], given: LayerInput) -> Job[ClassMap]:
+        """Return the work of merging and naming the classes by what is painted in a layer; nothing is trained.
+
+        What it gives is to take the place of the classes; planes that are painted and not worked out yet take time.
 
         Raises
         ------
         SpwnetError
-            If nothing is painted, a colour has no name, or the layer has another shape.
+            If a colour has no name, or the layer has another shape; if nothing is painted, from the work.
         """
-        labels = next((result.labels for result in self.results if result.given is given), None)
-        if labels is None:
-            labels = given.labels(self.trained(), self.edited().classes)
+        classes, found = self.edited().classes, self._result_of(given)
+        labels = given.labels(self.trained(), classes) if found is None else found.labels
         painted = np.asarray(layer.data)
         if painted.shape != given.shape:
             raise InputError(
@@ -417,15 +442,39 @@ class Session:
                 f"{painted.shape}; paint in a layer that 'scribbles' has made"
             )
         points, planes = _points(painted, names)
-        self.edited().replace(from_points(self.edited().classes, [labels.finest(*where) for where in planes], points))
+
+        def work(job: Job[ClassMap]) -> ClassMap:
+            finest = []
+            for where in planes:
+                job.tell(None)
+                finest.append(labels.finest(*where))
+            return from_points(classes, finest, points)
+
+        return Job(work)
+
+
+def is_scribbles(layer: Any) -> bool:
+    """Whether `Session.add_scribbles` made a layer."""
+    return "scribbles" in layer.metadata.get(METADATA, {})
+
+
+def is_result(layer: Any) -> bool:
+    """Whether `Session.segment` made a layer, with this model or another."""
+    return "classes" in layer.metadata.get(METADATA, {})
+
+
+def hexadecimal_colours(classes: Sequence[NamedClass]) -> dict[int, str]:
+    """Return "#rrggbb" of each class by its id: its own colour, or that of its id in the palette."""
+    default = palette(max(one.id for one in classes) + 1)
+    return {one.id: one.colour or hexadecimal(default[one.id]) for one in classes}
 
 
 def colours_of(classes: Sequence[NamedClass], selected: Sequence[int] = ()) -> DirectLabelColormap:
     """Return the colours of classes: those not selected are dim while some are; the background is clear."""
     colours: dict[int | None, tuple[float, ...]] = {None: (0.0, 0.0, 0.0, 0.0)}
-    default = palette(max(one.id for one in classes) + 1)
+    own = hexadecimal_colours(classes)
     for one in classes:
-        rgb = bytes.fromhex(one.colour[1:]) if one.colour else bytes(default[one.id])
+        rgb = bytes.fromhex(own[one.id][1:])
         opacity = 0.0 if one.background else 1.0
         if selected:
             opacity = 1.0 if one.id in selected else DIMMED * opacity
@@ -470,5 +519,14 @@ def _points(
 
 
 def picked_layers(viewer: Any, names: Sequence[str], kind: Literal["images", "volume"] | None = None) -> LayerInput:
-    """Take the layers of these names for images or a volume, as `open_layers`."""
-    return open_layers([viewer.layers[name] for name in names if name in viewer.layers], kind, viewer)
+    """Take the layers of these names for images or a volume, as `open_layers`.
+
+    Raises
+    ------
+    InputError
+        If there is none of a name, or as `open_layers`.
+    """
+    for name in names:
+        if name not in viewer.layers:
+            raise InputError(f"expected the layer '{name}', but there is none of this name any more; choose again")
+    return open_layers([viewer.layers[name] for name in names], kind, viewer)

@@ -78,6 +78,8 @@ def chosen_frames(text: str, given: LayerInput, viewer: Any) -> list[int] | str 
                 f"expected numbers of images or slices like '0, 4, 10-12', 'current', 'auto' or 'all', but got {text!r}"
             )
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"expected the smaller number first, but got '{part.strip()}'; write {last}-{first}")
         if max(first, last) >= given.planes:
             raise InputError(
                 f"expected numbers from 0 to {given.planes - 1}, but got {max(first, last)}; choose among these"

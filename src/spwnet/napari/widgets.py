@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from magicgui.types import FileDialogMode
 from magicgui.widgets import (
@@ -30,7 +30,7 @@ from qtpy.QtWidgets import QColorDialog, QScrollArea, QTabWidget
 
 from spwnet.config import PRESETS
 from spwnet.errors import InputError, SpwnetError, Stopped
-from spwnet.napari.logic import Session, name_scribbles, picked_layers
+from spwnet.napari.logic import Session, hexadecimal_colours, is_result, is_scribbles, name_scribbles, picked_layers
 from spwnet.napari.reading import chosen_frames, read_names, read_settings
 from spwnet.outputs import data_uri
 from spwnet.previews import Snapshot, preview
@@ -40,14 +40,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from spwnet.config import NamedClass
+    from spwnet.naming import ClassMap
     from spwnet.napari.inputs import LayerInput
     from spwnet.napari.jobs import Job
     from spwnet.napari.logic import Missing
 
-KINDS = {"by its shape": None, "images": "images", "volume": "volume"}
+KINDS: dict[str, Literal["images", "volume"] | None] = {"by its shape": None, "images": "images", "volume": "volume"}
 WIDTH = 330
 """Of the panel, at least, in pixels."""
-TOUCHED = "what it touches most"
+TOUCHED = -1
+"""In place of the id of a class that removed pieces become: the class that each touches most."""
 PREVIEW_PIXELS = 300
 """Width of the previews of a training."""
 MOST_PREVIEWS = 2
@@ -102,6 +104,7 @@ class Panel:
         self._filled: Job[Any] | None = None
         self._updating = False
         self._redrawn = 0.0
+        self._offered: dict[str, Any] = {}
         pages = {
             "Train": [*self._make_image(), *self._make_training(), *self._make_labels(), self.preview],
             "Classes": self._make_classes(),
@@ -112,7 +115,9 @@ class Panel:
         }
         for page in self.pages.values():
             page.native.layout().addStretch(1)
-        self._watched = viewer.layers.events.inserted, viewer.layers.events.removed
+        events = viewer.layers.events
+        # Older versions do not tell of new names; choosing is then asked for again.
+        self._watched = [getattr(events, name) for name in ("inserted", "removed", "renamed") if hasattr(events, name)]
         for event in self._watched:
             event.connect(self._offer_layers)
         self._offer_layers()
@@ -143,6 +148,7 @@ class Panel:
             value=None,
             tooltip="Keeps the model, if one is given.",
         )
+        self.overwrite_run = CheckBox(label="overwrite", tooltip="Replace the run that is in the folder.")
         self.train = self._button("Train", self._train)
         self.keep = self._button("Stop and keep", self._keep, enabled=False)
         self.open = self._button("Open run", self._open_run, "Go on with the model of the run folder.")
@@ -151,7 +157,7 @@ class Panel:
         self.state = Label(value="")
         self.preview = Label(value="", visible=False)
         return [
-            _title("Training"), _rows(self.preset, self.frames, self.more, self.run),
+            _title("Training"), _rows(self.preset, self.frames, self.more, self.run, self.overwrite_run),
             _row(self.train, self.open), self.bar, self.state, _row(self.keep, self.cancel),
         ]  # fmt: skip
 
@@ -161,10 +167,12 @@ class Panel:
         )
         self.segment_all = self._button("Segment all", self._segment_all, "Everything, in the background.")
         self.folder = FileEdit(label="folder", mode=FileDialogMode.EXISTING_DIRECTORY, nullable=True, value=None)
+        self.overwrite_folder = CheckBox(label="overwrite", tooltip="Replace what is in the folder.")
         self.suffix = ComboBox(label="format", choices=[".tif", ".png", ".zarr", ".h5", ".npy"])
         self.write = self._button("Segment into folder", self._write, "For what is larger than memory.")
         return [
-            _title("Labels"), _row(self.show_classes, self.segment_all), _rows(self.folder, self.suffix), self.write
+            _title("Labels"), _row(self.show_classes, self.segment_all),
+            _rows(self.folder, self.overwrite_folder, self.suffix), self.write,
         ]  # fmt: skip
 
     def _make_classes(self) -> list[Any]:
@@ -180,11 +188,11 @@ class Panel:
         self.colour = self._button("Colour", self._choose_colour)
         self.undo = self._button("Undo", self._do("undo"), "Shift-U")
         self.redo = self._button("Redo", self._do("redo"), "Shift-R")
-        self.deselect = self._button("Deselect", lambda: self._try(lambda: self.session.edited().select([])))
+        self.deselect = self._button("Deselect", lambda: self.session.edited().select([]))
         self.smooth = FloatSpinBox(label="smooth borders", min=0, max=100, step=0.5, tooltip="Pixels.")
         self.fill_holes = SpinBox(label="fill holes below", min=0, max=10**9, tooltip="Pixels.")
         self.remove_objects = SpinBox(label="remove pieces below", min=0, max=10**9, tooltip="Pixels.")
-        self.remove_to = ComboBox(label="they become", choices=[TOUCHED])
+        self.remove_to = ComboBox(label="they become", choices=[("what each touches most", TOUCHED)])
         self.keep_largest = CheckBox(label="only the largest piece")
         self.file = FileEdit(
             label="file", mode=FileDialogMode.OPTIONAL_FILE, filter="*.toml", nullable=True, value=None
@@ -221,16 +229,19 @@ class Panel:
     # Image and training
 
     def _image_names(self, _: Any) -> list[str]:
-        return [layer.name for layer in self._viewer.layers if isinstance(layer, Image)]
+        return list(self._offered)
 
     def _offer_layers(self, _: Any = None) -> None:
+        chosen = [self._offered[name] for name in self.layers.value]
+        self._offered = {layer.name: layer for layer in self._viewer.layers if isinstance(layer, Image)}
         self.layers.reset_choices()
-        if not self.layers.value and self.layers.choices:
-            self.layers.value = [self.layers.choices[-1]]
+        # Layers that have another name now stay chosen.
+        names = [name for name, layer in self._offered.items() if layer in chosen]
+        self.layers.value = names or list(self._offered)[-1:]
 
     def given(self) -> LayerInput:
         """Return the layers that are chosen, as what they are taken for."""
-        return picked_layers(self._viewer, self.layers.value, KINDS[self.kind.value])  # type: ignore[arg-type]
+        return picked_layers(self._viewer, self.layers.value, KINDS[self.kind.value])
 
     def _train(self) -> None:
         given = self.given()
@@ -240,6 +251,7 @@ class Panel:
             read_settings(self.preset.value, self.more.value),
             chosen_frames(self.frames.value, given, self._viewer),
             run=run,
+            overwrite=self.overwrite_run.value,
         )
 
         def use(model: Any) -> None:
@@ -267,7 +279,7 @@ class Panel:
 
     def _write(self) -> None:
         folder = _needed(self.folder, "folder to segment into")
-        job = self.session.writing(self.given(), folder, str(self.suffix.value))
+        job = self.session.writing(self.given(), folder, str(self.suffix.value), overwrite=self.overwrite_folder.value)
         self._start(job, lambda place: show_info(f"The labels are in {place}"), "segmenting")
 
     def _look(self) -> None:
@@ -383,7 +395,7 @@ class Panel:
     # Classes
 
     def _do(self, action: str) -> Callable[[], None]:
-        return lambda: self._try(lambda: getattr(self.session.edited(), action)())
+        return lambda: getattr(self.session.edited(), action)()
 
     def _edit(self, what: Callable[[], None]) -> None:
         """Follow the user, not what this panel shows by itself."""
@@ -398,16 +410,12 @@ class Panel:
     def _change(self, key: str, value: Any) -> None:
         self._edit(lambda: self.session.edited().change(**{key: value}))
 
-    def _change_target(self, name: str | None) -> None:
-        def change() -> None:
-            editing = self.session.edited()
-            editing.change(remove_to=None if name in (None, TOUCHED) else editing.classes.find(str(name)).id)
-
-        self._edit(change)
+    def _change_target(self, k: int) -> None:
+        self._edit(lambda: self.session.edited().change(remove_to=None if k == TOUCHED else k))
 
     def _choose_colour(self) -> None:
-        editing = self.session.edited()
-        colour = QColorDialog.getColor(QColor(self._chosen()[0].colour or "#000000") if self._chosen() else QColor())
+        editing, chosen = self.session.edited(), self._chosen()
+        colour = QColorDialog.getColor(QColor(hexadecimal_colours(chosen)[chosen[0].id]) if chosen else QColor())
         if colour.isValid():
             editing.change(colour=colour.name())
 
@@ -428,12 +436,13 @@ class Panel:
                 self.classes.choices = []
                 self.classes.choices = [(f"{one.id}  {one.name}", one.id) for one in entries]
                 self.classes.value = list(editing.selected)
-                for row, one in enumerate(entries):
+                for row, colour in enumerate(hexadecimal_colours(entries).values()):
                     pixmap = QPixmap(14, 14)
-                    pixmap.fill(QColor(one.colour or "#000000"))
+                    pixmap.fill(QColor(colour))
                     self.classes.native.item(row).setIcon(QIcon(pixmap))
                 chosen = self._chosen()
-                self.remove_to.choices = [TOUCHED, *(one.name for one in entries if one not in chosen)]
+                others = [(f"{one.id}  {one.name}", one.id) for one in entries if one not in chosen]
+                self.remove_to.choices = [("what each touches most", TOUCHED), *others]
                 self._show_class(chosen[0] if chosen else None)
         finally:
             self._updating = False
@@ -441,12 +450,11 @@ class Panel:
         self._look()
 
     def _show_class(self, one: NamedClass | None) -> None:
-        editing = self.session.edited()
         self.name_edit.value = "" if one is None else one.name
         self.smooth.value, self.fill_holes.value = (0, 0) if one is None else (one.smooth, one.fill_holes)
         self.remove_objects.value = 0 if one is None else one.remove_objects
         self.keep_largest.value = one is not None and one.keep_largest
-        to = TOUCHED if one is None or one.remove_to is None else editing.classes.find(one.remove_to).name
+        to = TOUCHED if one is None or one.remove_to is None else one.remove_to
         self.remove_to.value = to if to in self.remove_to.choices else TOUCHED
 
     def _allow(self) -> None:
@@ -482,14 +490,19 @@ class Panel:
     def _by_scribbles(self) -> None:
         names = read_names(self.names.value)
         layer = self._viewer.layers.selection.active
-        if not isinstance(layer, Labels) or any(result.layer is layer for result in self.session.results):
-            layer = next((one for one in reversed(self._viewer.layers) if one.name.startswith("scribbles")), None)
+        if not isinstance(layer, Labels) or is_result(layer):
+            layer = next((one for one in reversed(self._viewer.layers) if is_scribbles(one)), None)
         if layer is None:
             raise InputError(
                 "expected a layer of scribbles, but there is none; make one by 'New scribbles' and paint in it"
             )
-        name_scribbles(layer, names)
-        self.session.name_by_scribbles(layer, names, self.given())
+
+        def use(classes: ClassMap) -> None:
+            self.session.edited().replace(classes)
+            if is_scribbles(layer):
+                name_scribbles(layer, names)
+
+        self._start(self.session.naming(layer, names, self.given()), use, "naming")
 
     # What goes wrong
 
@@ -507,6 +520,8 @@ class Panel:
         """Take back what the panel shows of a change that was refused."""
         self._updating = True
         try:
+            if self.session.editing is not None:
+                self.number.value = len(self.session.editing.classes.classes)
             chosen = self._chosen()
             if chosen:
                 self._show_class(chosen[0])

@@ -57,7 +57,7 @@ const TEXTS = {
   stopped: ["Stopped", ""],
   failed: ["Failed", ""],
   closed: ["Ended", "Nothing more comes; the program that was training says how it ended."],
-  lost: ["No connection", "The training goes on; this page does not. It looks for the training again every few seconds."],
+  lost: ["No connection", "No answer from the program that trains. If it still runs, training goes on; this page looks for it every few seconds."],
 };
 
 function stateOf(state) {

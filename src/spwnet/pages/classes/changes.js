@@ -91,7 +91,8 @@ function recolour(ids, colour) {
 async function cutTo(n) {
   if (n === classes.length && plain()) return refresh();
   if (!plain()) {
-    const named = classes.filter((one) => !/^class /.test(one.name)).length;
+    const given = (one) => !model.isDefault(one) && !(one.background && one.name === "background");
+    const named = classes.filter(given).length;
     const lost = named
       ? `Names, merges and cleaning are lost, ${plural(named, "name")} among them`
       : "Merges and cleaning are lost";

@@ -31,7 +31,7 @@ function listen() {
   $("points").addEventListener("click", startPoints);
   $("undo").addEventListener("click", () => step(past, future, "Undone"));
   $("redo").addEventListener("click", () => step(future, past, "Done again"));
-  $("save").addEventListener("click", () => save());
+  $("save").addEventListener("click", save);
   $("naming").addEventListener("submit", (event) => {
     event.preventDefault();
     addName($("pointname").value.trim());
@@ -80,7 +80,7 @@ function onKey(event) {
   const key = event.key.toLowerCase();
   if (event.ctrlKey || event.metaKey) {
     const actions = {
-      s: () => save(),
+      s: save,
       z: () => (event.shiftKey ? step(future, past, "Done again") : step(past, future, "Undone")),
       y: () => step(future, past, "Done again"),
     };

@@ -207,5 +207,5 @@ function makeModel({ finest, parents, palette, fingerprint }) {
     return `${lines.join("\n")}\n`;
   }
 
-  return { checkName, ofTree, merge, split, change, markBackground, fromPoints, owners, toToml };
+  return { checkName, isDefault, ofTree, merge, split, change, markBackground, fromPoints, owners, toToml };
 }

@@ -30,9 +30,26 @@ function download() {
   say(`Downloaded. To use it: spwnet segment ${quoted(data.run)} IMAGES --out labels --classes classes.toml`);
 }
 
-async function save(overwrite = false) {
+// One save waits for the other: each begins from the version that the one before made.
+async function save() {
   if (pointing) applyPoints();
   if (!data.served) return download();
+  again = saving;
+  if (saving) return;
+  saving = true;
+  try {
+    let done = true;
+    while (done) {
+      again = false;
+      done = (await send()) && again && classes !== saved;
+    }
+  } finally {
+    saving = false;
+  }
+}
+
+// Whether the file has the classes now.
+async function send(overwrite = false) {
   const sent = classes;
   try {
     const answer = await post("save", { classes: sent, version: data.version, overwrite });
@@ -41,23 +58,24 @@ async function save(overwrite = false) {
       saved = sent;
       lastKind = null;
       showTools();
-      return say(
-        `Saved. To use it: spwnet segment ${quoted(data.run)} IMAGES --out labels --classes ${quoted(data.place)}`,
-      );
+      say(`Saved. To use it: spwnet segment ${quoted(data.run)} IMAGES --out labels --classes ${quoted(data.place)}`);
+      return true;
     }
   } catch (error) {
-    return told(error, "Not saved");
+    told(error, "Not saved");
+    return false;
   }
   const answer = await ask(
     "The file has changed",
     `${data.place} is not what it was when this page was opened: somebody changed it elsewhere.`,
     ["Keep editing", "Load it, losing the changes here", "Overwrite it"],
   );
-  if (answer === "Overwrite it") return save(true);
+  if (answer === "Overwrite it") return send(true);
   if (answer.startsWith("Load")) {
     saved = classes;
     location.reload();
   } else say("Not saved.", true);
+  return false;
 }
 
 function forgetCleaned() {
@@ -71,7 +89,7 @@ function previewSoon(on = false) {
   if (!box) return;
   if (on) box.checked = true;
   clearTimeout(timer);
-  if (box.checked) timer = setTimeout(previewNow, SETTLE_MS);
+  if (box.checked && !pointing) timer = setTimeout(previewNow, SETTLE_MS);
 }
 
 async function previewNow() {

@@ -32,6 +32,8 @@ let lastKind = null;
 let view = "overlay";
 let enlarged = null;
 let pointing = null;
+let saving = false;
+let again = false;
 let asked = 0;
 let timer = 0;
 

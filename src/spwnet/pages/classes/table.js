@@ -73,13 +73,16 @@ function makeFields(row) {
   const facts = make("p", { class: "note" });
   const group = make("fieldset", { class: "cleaning" }, make("legend", {}, "Cleaning"));
   const set = (values) => {
+    const one = find(row.id);
+    if (Object.entries(values).every(([key, value]) => one[key] === value)) return;
     if (edit(`clean ${row.id}`, (now) => model.change(now, row.id, values))) previewSoon(true);
   };
   for (const [key, text, unit, limits] of CLEANING) {
     const input = make("input", { type: "number", id: `${key}-${row.id}`, ...limits });
     input.addEventListener("change", () => {
       const value = key === "smooth" ? Number(input.value) : Math.round(Number(input.value));
-      set({ [key]: Math.min(limits.max ?? 1e12, Math.max(0, value || 0)) });
+      input.value = Math.min(limits.max ?? 1e12, Math.max(0, value || 0));
+      set({ [key]: Number(input.value) });
     });
     fields[key] = input;
     group.append(make("label", { for: input.id }, text), make("span", {}, input, ` ${unit}`));
