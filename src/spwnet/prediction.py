@@ -235,7 +235,7 @@ def predict_all(
     Yields
     ------
     Prediction or InputError
-        The error if that image cannot be read: the others go on.
+        The error if that image, or its superpixels, cannot be read or prepared: the others go on.
     """
     settings, normalisation = model.settings, model.normalisation
     steadily = carry is not False and labels.mode == "codebook"
@@ -244,9 +244,9 @@ def predict_all(
     def work(index: int) -> Callable[[Before | None], Prediction] | InputError:
         try:
             image = source[index]
+            prepared, superpixels = prepare_image(image, settings, normalisation, label_source(index))
         except InputError as error:
             return error
-        prepared, superpixels = prepare_image(image, settings, normalisation, label_source(index))
         graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
         stride, picture = 1, None
         if most_picture_pixels != 0:
