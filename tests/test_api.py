@@ -368,6 +368,33 @@ def test_second_interrupt_stops_at_once_and_threads_are_left_alone():
     assert answers == [False]
 
 
+def test_a_job_within_another_hears_the_same_interrupt(monkeypatch):
+    with api.stoppable() as outer:
+        with api.stoppable() as inner:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert inner()
+        assert outer()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # as if a host had installed its handler outside Python
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    try:
+        with api.stoppable():
+            pass
+        monkeypatch.undo()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_an_interrupt_after_the_last_step_is_heard_without_a_run(tiny):
+    def press(state):
+        if state.done == state.total:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped, match="stopped after training, which is finished: without a run directory it is not"):
+        spwnet.train(picture(0), settings=tiny, on_progress=press)
+
+
 def test_collapse_is_told(tiny, caplog, monkeypatch):
     spwnet.train(picture(0), settings=tiny)
     assert "collapsed" not in caplog.text

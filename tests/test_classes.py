@@ -460,3 +460,28 @@ def test_a_legend_takes_names_and_colours_over_the_palette():
     plain = classes.legend(LabelSettings(), 3)
     np.testing.assert_array_equal(plain.colours, classes.palette(3))
     assert (plain.names, plain.background) == ({}, None)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1)])
+def test_a_single_pixel_is_no_hole(shape):
+    labels = np.full(shape, 3)
+    np.testing.assert_array_equal(classes.fill_holes(labels, 5, 1), labels)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda labels: classes.merge_classes(labels, []),
+        lambda labels: classes.fill_holes(labels, 5),
+        lambda labels: classes.remove_small(labels, 5),
+        lambda labels: classes.areas(labels, 3),
+    ],
+)
+@pytest.mark.parametrize("unlabelled", [2**24, 2**32 - 1])
+def test_ids_as_large_as_no_class_are_refused(work, unlabelled):
+    labels = np.array([[0, unlabelled]], np.uint32)
+    message = f"expected class ids below 16,777,216, but got {unlabelled}; give unlabelled pixels a class, and number"
+    with pytest.raises(InputError, match=message):
+        work(labels)
+    labels[0, 1] = 2**24 - 1
+    np.testing.assert_array_equal(classes.merge_classes(labels, []), labels)

@@ -263,3 +263,26 @@ def test_the_suggested_number_is_that_of_clear_clouds():
     points, _ = clouds(sizes=(300, 200, 100, 250, 150))
     assert fit_codebook([Descriptors(points)], [(5, 1.0)], 32).suggested == 5
     assert fit_codebook([Descriptors(np.ones((9, 2), np.float32))], [(2, 1.0)], 4).suggested == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_merges_are_those_of_a_search_through_all_pairs(seed):
+    rng = np.random.default_rng(seed)
+    # on a grid many pairs cost alike
+    centres = rng.integers(0, 4, (60, 3)).astype(np.float32) if seed % 2 else rng.random((60, 3)).astype(np.float32)
+    counts = rng.integers(1, 4, 60)
+    means, mass, left = centres.astype(np.float64), counts.astype(np.float64), list(range(60))
+    expected = []
+    while len(left) > 5:
+        pairs = [(p, q) for p in left for q in left if p != q]
+        costs = [np.square(means[p] - means[q]).sum(-1) * (mass[p] * mass[q] / (mass[p] + mass[q])) for p, q in pairs]
+        (a, b), cost = pairs[int(np.argmin(costs))], min(costs)
+        if (mass[b], -b) > (mass[a], -a):
+            a, b = b, a
+        expected.append((a, b, cost))
+        means[a] = (mass[a] * means[a] + mass[b] * means[b]) / (mass[a] + mass[b])
+        mass[a] += mass[b]
+        left.remove(b)
+    merges, found = module._ward(centres, counts, 5)
+    assert merges == expected
+    np.testing.assert_array_equal(found, means[left])

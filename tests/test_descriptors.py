@@ -32,6 +32,13 @@ def test_sizes_agree_with_the_kinds(channels, rgb, shape):
     assert all(np.isfinite(part).all() for part in maps.values())
 
 
+@pytest.mark.parametrize("reduction", range(1, 9))
+def test_every_reduction_has_evidence(reduction):
+    maps = handmade(100 * torch.rand(3, 37, 52), reduction)
+    assert maps.shape[1:] == (-(-37 // reduction), -(-52 // reduction))
+    assert maps.isfinite().all()
+
+
 def test_groups_keep_their_weight_however_many_kinds_they_have():
     weights = [kind.weight for kind in kinds("handmade", 3, 0)]
     assert math.isclose(sum(w * w for w in weights), sum(w * w for _, w in GROUPS.values()))

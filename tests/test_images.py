@@ -6,7 +6,9 @@ import io
 import logging
 import re
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import spwnet.images
 import spwnet.stacks
 from spwnet.errors import InputError
-from spwnet.images import Image, ImageSource, JoinedImages, check_same_channels, fingerprint, frame_indices, open_images
+from spwnet.images import (
+    Image,
+    ImageSource,
+    JoinedImages,
+    check_same_channels,
+    fingerprint,
+    frame_indices,
+    image_size,
+    label_image,
+    open_images,
+)
+from spwnet.volumes import open_volume
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +99,9 @@ def test_jpeg_keeps_grey_and_colour_and_applies_orientation(tmp_path):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turn by 90° clockwise
     PIL.Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
-    turned = open_images(tmp_path / "turned.jpg")[0].pixels
+    source = open_images(tmp_path / "turned.jpg")
+    assert image_size(source, 0) == (24, 16)
+    turned = source[0].pixels
     assert turned.shape == (24, 16, 3)
     assert turned[:10].min() > 150
     assert turned[14:].max() < 50
@@ -106,6 +122,8 @@ def test_palette_png_becomes_rgb(tmp_path, transparency):
     image = open_images(tmp_path / "a.png")[0]
     assert image.rgb
     assert image.pixels[0].tolist() == [[10, 20, 30], [40, 50, 60]]
+    with pytest.raises(InputError, match="save class ids, not colours, and the ids of an indexed PNG as a grey image"):
+        label_image(open_images(tmp_path / "a.png"), 0)
 
 
 def test_one_bit_png_is_zero_and_one(tmp_path):
@@ -548,6 +566,32 @@ def test_truncated_stacks(tmp_path, part, compression, metadata):
         read()
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pages_read_by_several_threads_are_those_read_by_one(tmp_path, compression):
+    pages = np.arange(40, dtype=np.uint8)[:, None, None] * 4 + noise(40, 128, 128) % 4
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for page in pages:
+            writer.write(page, compression=compression, contiguous=False, photometric="minisblack")
+    for _ in range(4):
+        source = open_images(tmp_path / "a.tif")
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda k, source=source: source[k].pixels[..., 0], range(40)))
+        np.testing.assert_array_equal(found, pages)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((50, 60, 1), None), ((5, 50, 60, 1), None), ((5, 50, 60, 1), "TYXC"), ((5, 1, 50, 60), None)]
+)
+def test_tiff_with_axes_of_length_one(tmp_path, compression, shape, axes):
+    pixels = noise(*shape)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, compression=compression, metadata={"axes": axes} if axes else {})
+    source = open_images(tmp_path / "a.tif")
+    np.testing.assert_array_equal([image.pixels for image in source], pixels.reshape(-1, 50, 60, 1))
+    if axes:
+        assert open_volume(tmp_path / "a.tif").read((slice(None),) * 3).shape == shape
+
+
 @pytest.mark.parametrize("missing", [1, 2, 5])
 @pytest.mark.parametrize("pages", [1, 3])
 def test_tiff_whose_header_is_cut_short(tmp_path, missing, pages):
@@ -626,6 +670,29 @@ def test_bomb_is_refused_by_its_header(tmp_path):
         open_images(tmp_path / "a.png")
 
 
+def test_channels_count_for_the_limit(monkeypatch):
+    monkeypatch.setattr(spwnet.stacks, "MOST_VALUES", 1000)
+    assert len(open_images(np.zeros((10, 10, 9)))) == 1
+    with pytest.raises(InputError, match="at most 1,000 values, but got 10×12 pixels of 9 channels; leave channels"):
+        open_images(np.zeros((10, 12, 9)))
+
+
+def test_what_the_file_is_not_to_blame_for(tmp_path, monkeypatch):
+    def failing(error: Exception) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(spwnet.images, "plain_pixels", fail)
+
+    source = open_images(save(tmp_path / "a.png", noise(3, 4)))
+    failing(MemoryError("no room"))
+    with pytest.raises(MemoryError, match="no room"):
+        source[0]
+    failing(PermissionError(13, "Permission denied"))
+    with pytest.raises(InputError, match="Permission denied; check that the file is there and that you may read it"):
+        source[0]
+
+
 # Frames, channels, fingerprints
 
 
@@ -642,6 +709,19 @@ def test_frame_indices(tmp_path):
         frame_indices(source, [])
     with pytest.raises(InputError, match="frame numbers or 'all', but got 'first'"):
         frame_indices(source, "first")
+    with pytest.raises(InputError, match="a list of frame numbers or 'all', but got 3; put it into a list"):
+        frame_indices(source, 3)
+    with pytest.raises(InputError, match="expected each frame once, but got frame 5 more than once"):
+        frame_indices(source, [3, 5, 5])
+
+
+def test_frames_of_a_long_recording_are_found_at_once():
+    class Long(Foreign):
+        names = numbers = tuple(range(200_000))
+
+    start = time.monotonic()
+    assert frame_indices(Long(), range(200_000)) == list(Long.numbers)
+    assert time.monotonic() - start < 5
 
 
 class Foreign:
@@ -711,7 +791,7 @@ def test_files_are_closed(tmp_path):
     assert str(tmp_path / "a.tif") not in {file.path for file in psutil.Process().open_files()}
 
 
-def test_channels_from_several_files_are_joined(tmp_path):
+def test_channels_from_several_files_are_joined(tmp_path, caplog):
     rng = np.random.default_rng(0)
     for kind, dtype in (("neutron", np.uint16), ("xray", np.uint8)):
         (tmp_path / kind).mkdir()
@@ -727,6 +807,10 @@ def test_channels_from_several_files_are_joined(tmp_path):
         np.testing.assert_array_equal(both[k].pixels[..., 1:], other[k].pixels)
     with pytest.raises(InputError, match=r"expected as many images in each channel, but .* are 2 and .* are 1; give"):
         JoinedImages([one, open_images(tmp_path / "xray" / "xray_1.tif")])
+    assert not caplog.records
+    (tmp_path / "xray" / "xray_2.tif").rename(tmp_path / "xray" / "xray_3.tif")
+    JoinedImages([one, open_images(tmp_path / "xray")])
+    assert "'neutron_2' and 'xray_3' have different numbers: check that they belong together" in caplog.text
     larger = open_images([np.zeros((9, 8)), np.zeros((9, 8))])
     with pytest.raises(InputError, match=r"expected channels of one size, but .* has 9×7 and .* 9×8 pixels; register"):
         JoinedImages([one, larger])[0]

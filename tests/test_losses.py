@@ -88,6 +88,15 @@ def test_dense_cut_equals_all_pairs_and_its_weights_discriminate():
     assert all(np.hypot(*offset) < 5 for offset in offsets)
 
 
+@pytest.mark.parametrize("shape", [(side, 40) for side in range(1, 6)] + [(40, 2), (3, 3)])
+def test_dense_cut_of_thin_images(shape):
+    rng = np.random.default_rng(0)
+    image, p = rng.random((1, *shape), dtype=np.float32) / 20, rng.dirichlet(np.ones(3), shape).transpose(2, 0, 1)
+    weights, offsets = losses.dense_cut_weights(torch.from_numpy(image))
+    found = losses.dense_cut(torch.from_numpy(p.astype(np.float32)), weights, offsets)
+    assert found.item() == pytest.approx(dense_cut_by_loops(p, image), abs=1e-4)
+
+
 def test_dense_continuity_in_2d_and_3d():
     f = RNG.standard_normal((2, 6, 7))
     expected = (np.abs(np.diff(f, axis=1)).mean() + np.abs(np.diff(f, axis=2)).mean()) / 2

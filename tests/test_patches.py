@@ -72,3 +72,11 @@ def test_a_patch_that_does_not_fit_is_an_error(shape):
     check_schedule(PatchSettings(sides=(32, 40)), shape, "photo")
     with pytest.raises(SettingsError, match="larger than the 0×"):
         check_schedule(PatchSettings(sides=(32,), rows=(90, 10)), (100, 100), "photo")
+
+
+def test_a_region_without_a_whole_cell_is_refused():
+    settings = PatchSettings(schedule=((2, 2, 8),), rows=(1, 3))
+    check_schedule(settings, (40, 40), "a")
+    with pytest.raises(SettingsError, match=r"at least 4 pixels a side \(`model.reduction`\), but that of 'a' is 2×40"):
+        check_schedule(settings, (40, 40), "a", reduction=4)
+    check_schedule(PatchSettings(schedule=((2, 2, 8),), rows=(3, 5)), (40, 40), "a", reduction=4)

@@ -9,6 +9,7 @@ import torch
 from spwnet.codebook import Descriptors, coarser, fit_codebook
 from spwnet.config import LabelSettings, make_settings
 from spwnet.descriptors import handmade, network_input
+from spwnet.errors import InputError
 from spwnet.filters import interpolated
 from spwnet.graph import build_graph
 from spwnet.images import Image, open_images
@@ -97,6 +98,22 @@ def test_a_stream_equals_single_images_and_keeps_the_size_of_the_input():
         [alone] = predict_all(model, source, [index], settings.labels)
         np.testing.assert_array_equal(found.labels, alone.labels)
     assert list(predict_all(model, source, [], settings.labels)) == []
+
+
+def test_an_image_that_cannot_be_prepared_is_told_and_the_others_go_on():
+    settings = setting(**{"images.margin": 5})
+    images = [picture(0), picture(1)[:8, :8], picture(2)]
+    model, *_ = labelled(setting())
+    model = replace(model, settings=settings)
+    first, error, last = predict_all(model, open_images(images), range(3), settings.labels)
+    assert "larger than the margins of 5 pixels" in str(error)
+    assert (first.name, last.name) == ("image_0000", "image_0002")
+
+    def superpixels(index):
+        raise InputError(f"no superpixels of {index}")
+
+    [error] = predict_all(model, open_images(images), [2], settings.labels, superpixels)
+    assert str(error) == "no superpixels of 2"
 
 
 def test_pictures_of_large_images_are_thinned():

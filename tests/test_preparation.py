@@ -127,6 +127,14 @@ def test_a_nearly_constant_channel_takes_its_whole_range(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(("dtype", "fill"), [("float32", 3e38), ("float64", 1.7e308), ("float64", 1e40)])
+def test_fill_values_that_no_range_holds_are_refused(dtype, fill):
+    pixels = np.random.default_rng(0).random((20, 30, 2)).astype(dtype)
+    pixels[:4, :, 1], pixels[4:8, :, 1] = fill, -fill
+    with pytest.raises(InputError, match=r"those of channel 1 of 'a' … go from -.* to .*; replace fill values"):
+        measure([Image(pixels, "a", False)], ImageSettings())
+
+
 def test_images_to_measure_must_be_of_one_kind():
     with pytest.raises(InputError, match="at least one image"):
         measure([], PLAIN)
@@ -150,6 +158,7 @@ def test_normalisation_survives_json():
         ({"mean": [float("nan")]}, "in 'mean'"),
         ({"mean": ["a"]}, "in 'mean'"),
         ({"mean": [True]}, "in 'mean'"),
+        ({"low": [-(10**400)]}, "in 'low'"),
         ({"std": [float("inf")]}, "in 'std'"),
         ({"std": [0.0]}, "positive 'std'"),
         ({"high": [0]}, r"'high' above 'low' .* \[0\] and \[0.0\]"),
@@ -224,6 +233,8 @@ def test_the_input_is_left_alone():
         ((400, 900), {"max_pixels": 10_000}, (67, 150)),
         ((10, 10), {"scale": 0.01}, (1, 1)),
         ((11, 12), {"margin": 5}, (1, 2)),
+        ((1, 100_000), {"max_pixels": 10_000}, (1, 10_000)),
+        ((100_000, 2), {"max_pixels": 10_000}, (10_000, 1)),
     ],
 )
 def test_working_size(shape, options, working):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import spwnet
@@ -71,6 +72,12 @@ def test_what_cannot_be_cut_is_told(segmented, tmp_path):
     for changes, message in [
         ({"complete": False}, "expected a complete segmentation"),
         ({"tree": None}, "expected a segmentation with a tree of classes"),
+        ({"tree": None}, "but its classes were named, or not found by codebook; segment again"),
+        ({"tree": {"parents": [0, 0], "heights": 3}}, "TypeError"),
+        ({"tree": {"parents": [0, 0], "heights": [1]}}, "lists of different lengths"),
+        ({"labels": 3}, "its labels or images are no tables"),
+        ({"images": {"frame_01": 3}}, "its labels or images are no tables"),
+        ({"volume": {"spacing": None}, "summary": {"classes": {"0": {}}}}, "KeyError.'unit'"),
         ({"tree": {"parents": [0, 1]}}, "expected a tree of classes"),
         ({"tree": {"parents": [[0]]}}, "expected a tree of classes"),
         ({"images": {"../evil": {"areas": {}}}}, "expected plain names"),
@@ -133,3 +140,29 @@ def test_a_volume_is_cut_slice_by_slice(suffix, tmp_path):
     assert nine.path is not None
     with pytest.raises(SettingsError, match="expected 1 to 8 classes"):
         spwnet.recut(tmp_path / "all", tmp_path / "more", classes=9)
+
+
+def test_a_cut_over_an_earlier_one_is_complete_or_says_that_it_is_not(segmented, tmp_path):
+    target = tmp_path / "x"
+    spwnet.recut(segmented, target, classes=3)
+    for part in ("overlays", "uncertainty"):
+        (target / part).mkdir()
+        (target / part / "frame_01.png").touch()
+    (target / "labels" / "frame_09.tif").touch()
+    (target / "labels" / "mine.png").touch()
+    summary = json.loads((target / "segmentation.json").read_text())
+    summary["images"]["frame_09"] = {"areas": {}}
+    (target / "segmentation.json").write_text(json.dumps(summary))
+    last = segmented / "labels" / "frame_03.png"
+    whole = last.read_bytes()
+    PIL.Image.fromarray(np.full((40, 52), 200, np.uint8)).save(last)
+    with pytest.raises(InputError, match="expected class ids below 9 in 'frame_03'"):
+        spwnet.recut(segmented, target, classes=2, overwrite=True)
+    assert not (target / "segmentation.json").exists()
+    last.write_bytes(whole)
+    spwnet.recut(segmented, target, classes=2, overwrite=True)
+    found = sorted(str(file.relative_to(target)) for file in target.rglob("*") if file.is_file())
+    names = [f"labels/frame_0{k}.png" for k in (1, 2, 3)]
+    assert found == [*names, "labels/mine.png", "segmentation.json"]
+    (target / "segmentation.json").write_text("[]")
+    spwnet.recut(segmented, target, classes=2, overwrite=True)

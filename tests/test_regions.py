@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import zipfile
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import spwnet
@@ -14,6 +18,7 @@ from spwnet import cli, dividing
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.hierarchy import RegionHierarchy
 from spwnet.metrics import adjusted_rand, contingency
+from spwnet.storage import claimed
 from tests.conftest import TINY
 
 QUICK = spwnet.make_settings(
@@ -157,6 +162,25 @@ def test_constant_brightness_and_thin_images_are_no_obstacle():
     assert spwnet.regions(rng.random((16, 300)), settings=QUICK).leaves.shape == (16, 300)
     with pytest.raises(InputError, match="at least 16×16 pixels"):
         spwnet.regions(grey[:15])
+    margin = spwnet.make_settings(overrides={"images.margin": 7})
+    with pytest.raises(InputError, match="at least 16×16 pixels, but 'image' has 2×26 as it is worked on"):
+        spwnet.regions(grey, settings=margin, learned=False)
+    framed = np.full((40, 40), 9, np.uint8)
+    framed[:7] = framed[-7:] = 200
+    assert spwnet.regions(framed, settings=margin).count == 1
+    with pytest.raises(InputError, match=r"more than 16 pixels along one side of 'image' .* 16×16 .*`learned=False`"):
+        spwnet.regions(grey[:, 12:28])
+
+
+def test_channels_that_are_no_colours_are_none_for_the_network(tmp_path, monkeypatch):
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.moveaxis(flat_picture(), -1, 0), photometric="minisblack", metadata={"axes": "CYX"}
+    )
+    seen = []
+    whole = dividing.train
+    monkeypatch.setattr(dividing, "train", lambda source, **given: seen.append(source[0]) or whole(source, **given))
+    spwnet.regions(tmp_path / "a.tif", settings=QUICK)
+    assert [(image.name, image.rgb) for image in seen] == [("a", False)]
 
 
 def test_large_images_are_divided_in_a_smaller_size():
@@ -231,6 +255,37 @@ def test_other_files_are_told(hierarchy, tmp_path):
     file.write_bytes(whole[:middle] + bytes(40) + whole[middle + 40 :])
     with pytest.raises(InputError, match="readable hierarchy"):
         RegionHierarchy.load(file)
+
+
+def test_hostile_files_are_told(hierarchy, tmp_path):
+    file = tmp_path / "tree.npz"
+    hierarchy.save(file)
+    with np.load(file) as arrays:
+        good = dict(arrays)
+    np.savez_compressed(file, **{**good, "heights": np.zeros(10_000_000)})
+    with pytest.raises(InputError, match=r"expected arrays of one hierarchy in .* bytes beside its leaves"):
+        RegionHierarchy.load(file)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": (2**22, 2**22)})
+    np.savez(file, **{name: array for name, array in good.items() if name != "leaves"})
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("leaves.npy", header.getvalue())
+    with pytest.raises(InputError, match="expected a readable hierarchy"):
+        RegionHierarchy.load(file)
+    hierarchy.save(file)
+    data = bytearray(file.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + place] |= 1  # encrypted
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"expected a readable hierarchy .* encrypted"):
+        RegionHierarchy.load(file)
+
+
+def test_bombs_are_refused_by_their_sizes(hierarchy, tmp_path, monkeypatch):
+    hierarchy.save(tmp_path / "tree.npz")
+    monkeypatch.setattr("spwnet.hierarchy.MOST_PIXELS", 100)
+    with pytest.raises(InputError, match="expected leaves of at most 100 pixels"):
+        RegionHierarchy.load(tmp_path / "tree.npz")
 
 
 @pytest.mark.parametrize(
@@ -318,6 +373,50 @@ def test_ctrl_c_keeps_what_is_written(files, tmp_path):
     spwnet.regions_of_all(files, tmp_path, learned=False, resume=True)
     assert (tmp_path / "image_2.npz").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_the_training_on_an_image_stops_between_images(files, tmp_path):
+    def press(state):
+        if state.stage == "train" and state.done == state.total:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped, match="stopped after 0 of 2 images; go on by `--resume`"):
+        spwnet.regions_of_all(files, tmp_path, settings=QUICK, on_progress=press)
+    with pytest.raises(Stopped, match="stopped after 0 of 1 images; without a folder nothing is kept"):
+        spwnet.regions(files / "image_1.png", settings=QUICK, on_progress=press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_job_a_folder(files, hierarchy, tmp_path):
+    with claimed(tmp_path / "o"):
+        for work in (
+            lambda: spwnet.regions(files / "image_1.png", tmp_path / "o", learned=False),
+            lambda: spwnet.recut_regions(hierarchy, tmp_path / "o"),
+        ):
+            with pytest.raises(OutputError, match="another one writes to it"):
+                work()
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "a\\b", "..", "/evil"])
+def test_names_stay_in_the_folder(hierarchy, tmp_path, name):
+    with pytest.raises(InputError, match="expected a plain name for the files"):
+        spwnet.recut_regions(replace(hierarchy, info={"name": name}), tmp_path / "o" / "p", count=2)
+    with pytest.raises(InputError, match="expected a plain name for the files"):
+        spwnet.recut_regions(hierarchy, tmp_path / "o" / "p", name=name, count=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_regions_than_png_holds_go_to_tiff(tmp_path):
+    count = 66_000
+    merges = np.stack([np.arange(count - 1) + count - 1, np.arange(1, count)], axis=1).astype(np.int32)
+    merges[0] = 0, 1
+    leaves = np.arange(count, dtype=np.int32).reshape(264, 250)
+    many = RegionHierarchy(leaves, merges, np.linspace(0, 1, count - 1), np.zeros((count, 3), np.uint8))
+    spwnet.recut_regions(many, tmp_path, name="a", count=count)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "labels" / "a.tif"), leaves)
+    spwnet.recut_regions(many, tmp_path, name="a", count=5, overwrite=True)
+    assert [file.name for file in (tmp_path / "labels").iterdir()] == ["a.png"]
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "labels" / "a.png")))) == 5
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,20 @@ def test_any_numbering_becomes_0_to_n_with_the_same_regions(labels):
     assert pairs.shape[1] == ours.count == len(np.unique(labels))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
+def test_ids_over_all_of_a_signed_type_stay_apart(dtype):
+    ids = np.linspace(np.iinfo(dtype).min, np.iinfo(dtype).max, 200).astype(dtype).reshape(10, 20)
+    assert superpixels_from_labels(ids, ids.shape).count == 200
+    wide = np.arange(-20_000, 20_000, dtype=np.int16).reshape(200, 200)
+    assert superpixels_from_labels(wide, wide.shape).count == wide.size
+
+
+@pytest.mark.parametrize(("shape", "count"), [((1, 1000), 50), ((1000, 1), 50), ((2, 60, 60), 112), ((1, 1, 300), 30)])
+def test_thin_images_get_about_as_many_as_asked_for(shape, count):
+    unit = np.zeros((*shape, 1), np.float32)
+    assert count / 1.3 < slic(unit, count).count < count * 1.3
+
+
 def test_methods():
     image = RNG.random((20, 20, 1), dtype=np.float32)
     assert make_superpixels(image, SuperpixelSettings(method="none")) is None

@@ -142,6 +142,18 @@ def test_calibration_takes_the_statistics_of_the_whole_images():
     assert not network.training
 
 
+@pytest.mark.parametrize("count", [4, 5, 6, 9])
+def test_each_image_weighs_alike_in_the_calibration(count):
+    settings = settings_with()
+    batch = batch_of(settings, [Image(picture(seed), f"{seed}", True) for seed in range(count)])
+    network = make_network(settings, 3)
+    calibrate(network, batch, torch.float32)
+    first = network.encoder.down[0]
+    with torch.no_grad():
+        output = first.conv1(network._taken_in(torch.cat([image.pixels for image in batch])))
+    assert torch.allclose(first.norm1.running_mean, output.mean((0, 2, 3)), atol=1e-5)
+
+
 def test_previews_come_during_training_and_change_nothing(monkeypatch):
     settings = settings_with()
     batch = batch_of(settings)

@@ -48,4 +48,8 @@ def test_other_words_are_no_unit():
     assert standard_unit(None) is None
     assert standard_unit("pixel") is None
     assert standard_unit("furlong") is None
+    for large in ("Mm", " Pm"):
+        assert standard_unit(large) is None
+        with pytest.raises(OutputError, match="expected a unit of length"):
+            unit_symbol(large)
     assert plain_unit(None) == "pixel"

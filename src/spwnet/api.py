@@ -194,8 +194,7 @@ def train(
             _show(directory, audience, _snapshot(fitted.steps if fitted else 0, model, inputs, labels))
         if directory is not None:
             directory.write({"finished": True, **data.info}, settings, data.normalisation)
-            if should_stop():
-                raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
+        _check_stop(directory, should_stop)
     return model
 
 
@@ -294,9 +293,17 @@ def _train_volume(
             )
         if directory is not None:
             directory.write({"finished": True, **info}, settings, normalisation)
-            if should_stop():
-                raise Stopped(f"stopped after training, which is finished: the model is in {directory.folder}")
+        _check_stop(directory, should_stop)
     return model
+
+
+def _check_stop(directory: Run | None, should_stop: Callable[[], bool]) -> None:
+    """Stop if Ctrl-C was pressed too late for the training to stop."""
+    if should_stop():
+        where = "without a run directory it is not kept"
+        if directory is not None:
+            where = f"the model is in {directory.folder}"
+        raise Stopped(f"stopped after training, which is finished: {where}")
 
 
 def _plane(region: Region, axis: int) -> tuple[slice, slice]:

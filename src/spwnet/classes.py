@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Id = TypeVar("Id", bound="np.integer[Any]")
 
+MOST_CLASSES = 2**24
+"""Tables of classes are as long as their largest id."""
+
 TIE = 1e-6
 """Difference of a blur from a half that arithmetic can make."""
 
@@ -425,9 +428,14 @@ def _checked(labels: Labels) -> NDArray[np.intp]:
             f"expected labels of shape (H, W) or (D, H, W), none of them 0, but got {labels.shape}; "
             "give one image or volume at a time"
         )
+    if labels.min() < 0:
+        raise InputError(f"expected class ids of at least 0, but got {labels.min()}; give unlabelled pixels a class")
+    if labels.max() >= MOST_CLASSES:
+        raise InputError(
+            f"expected class ids below {MOST_CLASSES:,}, but got {labels.max()}; give unlabelled pixels a class, and "
+            "number the others from 0"
+        )
     ids = labels.astype(np.intp)
-    if ids.min() < 0:
-        raise InputError(f"expected class ids of at least 0, but got {ids.min()}; give unlabelled pixels a class")
     return ids
 
 
@@ -459,7 +467,7 @@ def _connected_pieces(ids: NDArray[np.intp]) -> _Pieces:
     classes[image.ravel()] = ids.ravel()
     at_border = np.zeros(len(sizes), bool)
     for axis, length in enumerate(ids.shape):
-        if length > 1:  # a volume of one slice is as good as an image
+        if length > 1 or ids.size == 1:  # a volume of one slice is as good as an image
             at_border[image.take([0, -1], axis)] = True
     lower, higher, sides = [], [], []
     for offset in half_neighbourhood(ids.ndim):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spwnet.preparation import Prepared
 
 WIDE = 32.0
-"""Standard deviation of the surroundings that lightness is compared with, in working pixels."""
+"""Standard deviation of the surroundings that each channel is compared with, in working pixels."""
 FAINT = 1.0
 """Contrast, on the scale 0…100, below which differences hardly count."""
 
@@ -50,9 +50,12 @@ SOLID: dict[str, tuple[tuple[str, ...], float]] = {
     "grain": (("grain 4",), 0.35),
 }
 """As `GROUPS`, for volumes: what can be seen from near by, so that a block needs little around it."""
-NEAR, FINE, GRAIN = 2.0, 1.0, 4.0
-"""Widths of the smoothing of volumes, in the shortest side of a voxel: of values, and of the contrast along axes."""
+NEAR, FINE = 2.0, 1.0
+"""Widths of the smoothing of the values of volumes, in the shortest side of a voxel."""
+GRAIN = 4.0
+"""Width over which the squared steps along each axis are averaged, likewise."""
 ENERGY = 3.0
+"""Width over which the energy is averaged, likewise."""
 
 
 def kinds(evidence: str, channels: int, learned: int, ndim: int = 2, *, solid: bool = False) -> list[Kind]:
@@ -179,9 +182,10 @@ def handmade(perceptual: Tensor, reduction: int = 1, smooth: Tensor | None = Non
     r"""Compute hand-made evidence of an image, on cells of `reduction` pixels a side.
 
     With :math:`G_s` the image blurred by a Gaussian of standard deviation s: colour is :math:`G_0`, smooth
-    :math:`G_2, G_4`; local is lightness against its surroundings, :math:`(G_0 - G_{32}) / \sigma_{32}`; energy is
-    :math:`\log(1 + \mathrm{rms}(G_a - G_b))` and band :math:`G_a - G_b` itself, for b the next larger of
-    0, 1, 2, 4, 8, 16; orientation is the traceless part of the structure tensor [1]_ over the root of its trace.
+    :math:`G_2, G_4`; local is each channel against its surroundings,
+    :math:`(G_0 - G_{32}) / \sqrt{\sigma_{32}^2 + 1}`; energy is :math:`\log(1 + \mathrm{rms}(G_a - G_b))`, the root
+    mean square over a Gaussian of max(4a, 3), and band :math:`G_a - G_b` itself, for b the next larger of 0, 1, 2, 4,
+    8, 16; orientation is the traceless part of the structure tensor [1]_ over the root of its trace.
 
     Parameters
     ----------
@@ -209,8 +213,8 @@ def _maps(perceptual: Tensor, finest: Tensor, reduction: int) -> list[Tensor]:
     """Maps of `handmade`, in order."""
 
     def blur(maps: Tensor, sigma: float) -> Tensor:
-        # Averaging over cells has blurred by their own width already.
-        return gaussian(maps, math.sqrt(sigma**2 - (reduction**2 - 1) / 12) / reduction)
+        # Averaging over cells has blurred by their own width already, wide ones by more than the narrowest filters.
+        return gaussian(maps, math.sqrt(max(sigma**2 - (reduction**2 - 1) / 12, 0.0)) / reduction)
 
     def energy(power: Tensor, sigma: float) -> Tensor:
         return torch.log(FAINT + torch.sqrt(blur(power, sigma).clamp(min=0) + 1e-6))
@@ -249,7 +253,7 @@ def _slope_products(lightness: Tensor) -> Tensor:
 
 
 def _orientation(tensor: Tensor) -> Tensor:
-    """Traceless part of the structure tensor, whose length is the contrast along the direction: (d, *spatial)."""
+    """Traceless part of the structure tensor, (d(d+1)/2 − 1, *spatial); its length is the contrast along it."""
     ndim = tensor.ndim - 1
     diagonal, off = tensor[:ndim], tensor[ndim:]
     contrast = torch.sqrt(diagonal.sum(0, keepdim=True).clamp(min=0) + 1e-3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,8 @@ from spwnet.merging import (
     spectral_positions,
     word_shares,
 )
-from spwnet.preparation import measure, prepare, restore, to_display, to_unit
+from spwnet.prediction import thinning
+from spwnet.preparation import display, measure, prepare, restore, to_display, without_margin, working_size
 from spwnet.runs import TrainedModel, load
 from spwnet.segmenting import MOST_PICTURE_PIXELS
 from spwnet.training import Progress, stoppable
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spwnet.config import ImageSettings
     from spwnet.images import Image, ImageSource
     from spwnet.preparation import Frame, Normalisation
 
@@ -49,6 +50,7 @@ LEAST_SIDE = 16
 """Pixels of the shorter side of an image; in less the half-discs see little but the border."""
 
 
+@storage.claiming("output")
 def regions(
     image: Any,
     output: str | Path | None = None,
@@ -70,7 +72,8 @@ def regions(
     image : path or array
         One image: a file or an array (H, W) or (H, W, C).
     output : path, optional
-        Folder to write to, see `regions_of_all`; without one nothing is written.
+        Folder to write to, see `regions_of_all`; without one nothing is written. One that holds something is refused
+        unless `overwrite` or `resume` is given.
     model : TrainedModel or path, optional
         Trained network, or its run directory, that gives the learned evidence. Without one, a small network is
         trained on the image itself.
@@ -140,7 +143,7 @@ def regions_of_all(
 
         OUTPUT/
           NAME.npz              the hierarchy: `RegionHierarchy.load` reads it
-          labels/NAME.png       regions of one level, in the size of the image
+          labels/NAME.png       regions of one level, in the size of the image; of more than 65,536 NAME.tif
           overlays/NAME.jpg     their boundaries drawn over the image, which is thinned if it is large
           boundaries/NAME.png   all boundaries at once, the brighter the longer they last
 
@@ -192,6 +195,7 @@ def regions_of_all(
     return source.names
 
 
+@storage.claiming("output")
 def recut_regions(
     hierarchy: RegionHierarchy | str | Path,
     output: str | Path,
@@ -211,7 +215,7 @@ def recut_regions(
     name : str, optional
         Of the files; that of the hierarchy's file, or of its image, if not given.
     count, level
-        Number of regions, or threshold.
+        Number of regions, at most that of the hierarchy's leaves, or threshold.
     overwrite : bool
         Replace what is in `output`.
 
@@ -222,7 +226,7 @@ def recut_regions(
     Raises
     ------
     InputError
-        If there is no hierarchy of regions at that path.
+        If the hierarchy cannot be read, or the name is none of a file.
     SettingsError
         If both a number and a threshold are given, or one is out of range.
     OutputError
@@ -232,8 +236,11 @@ def recut_regions(
         name = name or Path(hierarchy).stem
         hierarchy = RegionHierarchy.load(hierarchy)
     name = name or str(hierarchy.info.get("name", "image"))
+    if Path(name).name != name or name == ".." or "\\" in name:
+        raise InputError(f"expected a plain name for the files, but got {name!r}; pass another `name`")
     storage.check_folder(output, overwrite=overwrite)
-    labels = _cut(hierarchy, count, Settings().regions.level if count is None and level is None else level)
+    level = Settings().regions.level if count is None and level is None else level
+    labels = hierarchy.cut(regions=count, threshold=level)
     folder = storage.prepare_folder(output, overwrite=overwrite)
     _write_level(folder, name, hierarchy, labels, hierarchy.colours[hierarchy.leaves], 1)
     return labels
@@ -294,18 +301,25 @@ def _divide_all(
             normalisation = _normalisation(image, settings)
             hierarchy = None if folder is None or not resume else _earlier(folder, about)
             if hierarchy is None:
-                hierarchy = _divide(image, settings, normalisation, model, about, learned, target, on_progress)
+                try:
+                    hierarchy = _divide(image, settings, normalisation, model, about, learned, target, on_progress)
+                except Stopped as stopped:  # in the training on the image
+                    raise _stopped(position, source, folder) from stopped
+                if folder is not None:
+                    hierarchy.save(folder / f"{image.name}.npz")
             if folder is not None:
-                hierarchy.save(folder / f"{image.name}.npz")
                 _draw(folder, image, normalisation, hierarchy, count, level)
             on_found(hierarchy)
             done = position + 1
             left = (time.monotonic() - start) / done * (len(source) - done)
             on_progress(Progress("regions", done, len(source), left, {}))
             if done < len(source) and should_stop():
-                raise Stopped(
-                    f"stopped after {done} of {len(source)} images; go on by `--resume` (in Python `resume=True`)"
-                )
+                raise _stopped(done, source, folder)
+
+
+def _stopped(done: int, source: ImageSource, folder: Path | None) -> Stopped:
+    how = "go on by `--resume` (in Python `resume=True`)" if folder else "without a folder nothing is kept"
+    return Stopped(f"stopped after {done} of {len(source)} images; {how}")
 
 
 def _earlier(folder: Path, about: dict[str, Any]) -> RegionHierarchy | None:
@@ -324,14 +338,19 @@ def _earlier(folder: Path, about: dict[str, Any]) -> RegionHierarchy | None:
 
 
 def _normalisation(image: Image, settings: Settings) -> Normalisation | None:
-    """Statistics of the image; None if it is constant."""
-    height, width = image.pixels.shape[:2]
+    """Statistics of the image without its margin; None if it is constant."""
+    pixels = without_margin(image, settings.images.margin)
+    height, width = working_size(image.pixels.shape, _working(settings, settings.regions.max_pixels))
     if min(height, width) < LEAST_SIDE:
         raise InputError(
-            f"expected an image of at least {LEAST_SIDE}×{LEAST_SIDE} pixels, but '{image.name}' has {height}×{width}; "
-            "enlarge it first"
+            f"expected an image of at least {LEAST_SIDE}×{LEAST_SIDE} pixels, but '{image.name}' has {height}×{width} "
+            "as it is worked on; enlarge it first, or use a smaller `images.margin` or a larger `images.scale`"
         )
-    return None if (image.pixels == image.pixels[0, 0]).all() else measure([image], settings.images)
+    return None if (pixels == pixels[0, 0]).all() else measure([image], settings.images)
+
+
+def _working(settings: Settings, most_pixels: int) -> ImageSettings:
+    return settings.images.model_copy(update={"max_pixels": most_pixels})
 
 
 def _divide(
@@ -352,8 +371,7 @@ def _divide(
         return RegionHierarchy(np.zeros(shape, np.int32), *none, np.full((1, 3), 128, np.uint8), info)
     if learned and model is None:
         model = _trained_on(image, settings, device, on_progress)
-    images = settings.images.model_copy(update={"max_pixels": settings.regions.max_pixels})
-    prepared = prepare(image, images, normalisation)
+    prepared = prepare(image, _working(settings, settings.regions.max_pixels), normalisation)
     evidence = find_evidence(prepared.unit, rgb=prepared.rgb, seed=settings.seed)
     leaves = find_leaves(evidence)
     arcs, sizes = find_arcs(leaves, evidence), np.bincount(leaves.ravel())
@@ -374,11 +392,32 @@ def _trained_on(
 ) -> TrainedModel:
     """Train a network on the image, reduced, as the default does on several."""
     own = {
-        "images": settings.images.model_dump() | {"max_pixels": settings.regions.learned_pixels, "axes": "YXC"},
+        "images": _working(settings, settings.regions.learned_pixels).model_dump(),
         "training": {"epochs": 1, "batches": settings.regions.steps, "precision": settings.training.precision},
     }
     small = parse_settings(merged(Settings(seed=settings.seed).model_dump(), own))
-    return train([image.pixels], settings=small, device=str(device), on_progress=on_progress)
+    height, width = working_size(image.pixels.shape, small.images)
+    smallest = 2**small.model.n_blocks * small.model.reduction
+    if max(height, width) <= smallest:
+        raise InputError(
+            f"expected more than {smallest} pixels along one side of '{image.name}' to train a network on it, but got "
+            f"{height}×{width} as it is worked on; enlarge it, or use `learned=False` / `--no-learned`"
+        )
+    return train(_OneImage(image), settings=small, device=str(device), on_progress=on_progress)
+
+
+class _OneImage:
+    """An image that is open already, as an `ImageSource`: what it is stays known."""
+
+    def __init__(self, image: Image) -> None:
+        self.names, self.numbers = (image.name,), (0,)
+        self._image = image
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int) -> Image:
+        return self._image
 
 
 @deterministic()
@@ -397,10 +436,6 @@ def _learned(model: TrainedModel, image: Image, leaves: NDArray[np.int32], frame
     return averages
 
 
-def _cut(hierarchy: RegionHierarchy, count: int | None, level: float | None) -> NDArray[np.int32]:
-    return hierarchy.cut(regions=count, threshold=level)
-
-
 def _draw(
     folder: Path,
     image: Image,
@@ -410,12 +445,12 @@ def _draw(
     level: float | None,
 ) -> None:
     """Write labels, overlay and boundaries of one image."""
-    labels = _cut(hierarchy, count if count is None else min(count, hierarchy.count), level)
-    stride = math.ceil(math.sqrt(labels.size / MOST_PICTURE_PIXELS))
+    labels = hierarchy.cut(regions=count if count is None else min(count, hierarchy.count), threshold=level)
+    stride = thinning(labels.shape, MOST_PICTURE_PIXELS)
     if normalisation is None:
         picture = hierarchy.colours[hierarchy.leaves[::stride, ::stride]]
     else:
-        picture = to_display(to_unit(image.pixels[::stride, ::stride], normalisation))
+        picture = display(image, normalisation, stride)
     _write_level(folder, image.name, hierarchy, labels, picture, stride)
     boundaries = storage.prepare_folder(folder / "boundaries", resume=True)
     strength = np.rint(hierarchy.boundaries() * 255).astype(np.uint8)
@@ -433,6 +468,12 @@ def _write_level(
     """Write the label image and the overlay of one level."""
     for part in ("labels", "overlays"):
         storage.prepare_folder(folder / part, resume=True)
-    outputs.write_labels(folder / "labels" / f"{name}.png", labels, hierarchy.count)
+    # The type is that of all levels, unless PNG does not hold so many; nor does it hold every level.
+    most, suffixes = 1 + np.iinfo(np.uint16).max, (".png", ".tif")
+    n_regions = hierarchy.count if hierarchy.count <= most else int(labels.max()) + 1
+    suffix = suffixes[n_regions > most]
+    outputs.write_labels(folder / "labels" / f"{name}{suffix}", labels, n_regions)
+    for other in set(suffixes) - {suffix}:
+        (folder / "labels" / f"{name}{other}").unlink(missing_ok=True)
     drawn = outputs.outline(picture, labels[::stride, ::stride])
     outputs.write_picture(folder / "overlays" / f"{name}.jpg", drawn)

@@ -27,13 +27,17 @@ SCALES = 3
 WORDS = 32
 """Texture words of one image."""
 LIGHTNESS_BINS, COLOUR_BINS = 12, 16
+"""Bins of the histograms of a half-disc."""
 LAB_LOW, LAB_SPAN = (0.0, -73.0, -95.0), (100.0, 168.0, 190.0)
 """Range of CIELAB's L, a and b in natural images; what is beyond falls into the outermost bin."""
 PLAIN_WEIGHT = 2.0
 """Edges of channels that are no colours are averaged and weighed by this against the sum over L, a and b."""
 FILTER_RADIUS, FILTER_SIGMA = 8, 2.0
-SAMPLE, ROUNDS = 12_000, 12
-"""Pixels that texture words are fitted on, and rounds of k-means."""
+"""Reach, and standard deviation across a line, of the filters of texture, in pixels."""
+SAMPLE = 12_000
+"""Pixels that texture words are fitted on."""
+ROUNDS = 12
+"""Of the k-means that fits them."""
 FAINT_EDGE = 1e-4
 """Keeps the distance of two empty bins finite."""
 

@@ -249,7 +249,7 @@ def _handmade(perceptual: Tensor, reduction: int) -> Tensor:
 
     @cache
     def blurs(sigma: float) -> tuple[Tensor, Tensor]:
-        inner = math.sqrt(sigma**2 - (reduction**2 - 1) / 12) / reduction
+        inner = math.sqrt(max(sigma**2 - (reduction**2 - 1) / 12, 0.0)) / reduction
         return _blur(height, inner), _blur(width, inner)
 
     def blur(maps: Tensor, sigma: float) -> Tensor:
@@ -329,6 +329,8 @@ def _blur(length: int, sigma: float) -> Tensor:
 def _mirrored(rows: Tensor, count: Tensor, sigma: float) -> Tensor:
     """Blur over the first `count` rows, mirrored at both ends."""
     radius = int(TRUNCATE * sigma + 0.5)
+    if radius == 0:
+        return rows
     weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
     kernel = torch.tensor([weight / math.fsum(weights) for weight in weights]).view(1, 1, -1, 1)
     period = (torch.arange(rows.shape[0] + 2 * radius) - radius) % (2 * count)

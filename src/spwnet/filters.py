@@ -23,19 +23,19 @@ def averaged(images: Tensor, reduction: int | Sequence[int]) -> Tensor:
     """Average (B, C, *spatial) over cells of `reduction` pixels a side, or along each axis; fewer at far borders."""
     sides = [reduction] * (images.ndim - 2) if isinstance(reduction, int) else reduction
     # Sums of strided views, whole rows first: twice as fast as pooling on a CPU.
-    for axis, reduction in enumerate(sides, start=2):
-        if reduction == 1:
+    for axis, side in enumerate(sides, start=2):
+        if side == 1:
             continue
         size = images.shape[axis]
         slices = [slice(None)] * axis
-        sums = images[(*slices, slice(0, None, reduction))].clone()
-        for offset in range(1, min(reduction, size)):
-            more = images[(*slices, slice(offset, None, reduction))]
+        sums = images[(*slices, slice(0, None, side))].clone()
+        for offset in range(1, min(side, size)):
+            more = images[(*slices, slice(offset, None, side))]
             sums.narrow(axis, 0, more.shape[axis]).add_(more)
         cells = sums.shape[axis]
-        sums.narrow(axis, 0, size // reduction).div_(reduction)
-        if size % reduction:
-            sums.narrow(axis, cells - 1, 1).div_(size % reduction)
+        sums.narrow(axis, 0, size // side).div_(side)
+        if size % side:
+            sums.narrow(axis, cells - 1, 1).div_(size % side)
         images = sums
     return images
 

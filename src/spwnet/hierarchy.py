@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError, SettingsError
+from spwnet.sources import MOST_PIXELS
 from spwnet.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -21,6 +24,27 @@ if TYPE_CHECKING:
 HIERARCHY_FORMAT = 1
 ARRAYS = {"leaves": "i", "merges": "i", "heights": "f", "colours": "u", "description": "u"}
 """Arrays of the file and the kind of number in each."""
+
+
+LEAF_BYTES = 9
+"""Of a pixel in the file at most, and something for the header of an array."""
+REGION_BYTES = 40
+"""Of a leaf and what it is merged into, beside the pixels."""
+DESCRIPTION_BYTES = 2**24
+
+FAULTS = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    MemoryError,  # of a header that tells of more than there is
+    RuntimeError,  # of an encrypted file
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What reading a damaged file ends in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,23 +219,29 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         if isinstance(file, np.ndarray):
             raise InputError(f"expected a hierarchy of regions (.npz) in {path}, but got one array; give another")
         with file:
+            sizes = [(Path(info.filename).stem, info.file_size) for info in file.zip.infolist()]
+            of_leaves = sum(size for name, size in sizes if name == "leaves")
+            if of_leaves > LEAF_BYTES * MOST_PIXELS:
+                raise InputError(f"expected leaves of at most {MOST_PIXELS:,} pixels in {path}, but got more")
             missing = [name for name in ARRAYS if name not in file]
             if missing:
                 raise InputError(
                     f"expected a hierarchy of regions in {path}, but it has no {missing[0]!r}; give a file that "
                     "`spwnet regions` wrote"
                 )
-            arrays = {name: file[name] for name in ARRAYS}
+            arrays = {"leaves": file["leaves"]}
+            # There are no more leaves than pixels.
+            rest = sum(size for _, size in sizes) - of_leaves
+            if rest > REGION_BYTES * arrays["leaves"].size + DESCRIPTION_BYTES:
+                raise InputError(
+                    f"expected arrays of one hierarchy in {path}, but got {rest:,} bytes beside its leaves"
+                )
+            arrays |= {name: file[name] for name in ARRAYS if name != "leaves"}
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"expected a hierarchy of regions at {path}, but there is no such file") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"expected a readable hierarchy of regions (.npz) in {path}, but: {error}") from error
-    except Exception as error:
-        # Damaged compressed data ends in an error of the decompressor's own type.
-        if type(error).__module__ not in ("zlib", "lzma"):
-            raise
+    except FAULTS as error:
         raise InputError(f"expected a readable hierarchy of regions (.npz) in {path}, but: {error}") from error
     return arrays
 

@@ -7,6 +7,8 @@ import hashlib
 import logging
 import math
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +161,12 @@ class JoinedImages:
                     f"expected as many images in each channel, but '{first.names[0]}' … are {len(first)} and "
                     f"'{other.names[0]}' … are {len(other)}; give one image of each kind for every place"
                 )
+            odd = next((k for k, (a, b) in enumerate(zip(first.numbers, other.numbers, strict=True)) if a != b), None)
+            if odd is not None and len(first) > 1:
+                logger.warning(
+                    "images are joined in their order, but '%s' and '%s' have different numbers: check that they "
+                    "belong together", first.names[odd], other.names[odd]
+                )  # fmt: skip
         self.names, self.numbers = first.names, first.numbers
 
     def __len__(self) -> int:
@@ -204,10 +212,12 @@ def frame_indices(source: ImageSource, frames: Sequence[int | str] | str) -> lis
         if frames != "all":
             raise InputError(f"expected frame numbers or 'all', but got {frames!r}")
         return list(range(len(source)))
+    if not isinstance(frames, Iterable):
+        raise InputError(f"expected a list of frame numbers or 'all', but got {frames!r}; put it into a list")
     wanted = [_frame_number(source, frame) for frame in frames]
     positions = {number: position for position, number in enumerate(source.numbers)}
     missing = [frame for frame in wanted if frame not in positions]
-    twice = [frame for frame in dict.fromkeys(wanted) if wanted.count(frame) > 1]
+    twice = [frame for frame, count in Counter(wanted).items() if count > 1]
     if twice:
         raise InputError(f"expected each frame once, but got frame {twice[0]} more than once")
     if missing or not wanted:
@@ -227,6 +237,8 @@ def _frame_number(source: ImageSource, frame: int | str) -> int:
     if not isinstance(source, VideoSource):
         raise InputError(f"expected frame numbers, because images have no times, but got {frame!r}")
     try:
+        if not frame.endswith("s"):
+            raise ValueError  # a number written as text is no time
         seconds = float(frame.removesuffix("s"))
     except ValueError:
         raise InputError(f"expected frame numbers or times like '2.5s', but got {frame!r}") from None
@@ -278,7 +290,7 @@ def label_image(source: ImageSource, index: int) -> NDArray[Any]:
     if image.pixels.shape[-1] != 1:
         raise InputError(
             f"expected a label image of one channel, but '{image.name}' has {image.pixels.shape[-1]}; "
-            "save class ids, not colours"
+            "save class ids, not colours, and the ids of an indexed PNG as a grey image"
         )
     return image.pixels[..., 0]
 

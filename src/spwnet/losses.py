@@ -112,6 +112,10 @@ def dense_cut(probabilities: Tensor, weights: Tensor, offsets: list[tuple[int, .
     offsets : list of tuple
         As `dense_cut_weights` gives them.
 
+    Returns
+    -------
+    scalar
+
     References
     ----------
     .. [1] X. Xia, B. Kulis, arXiv 1711.08506, 2017.

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 TEXTURE_SCALES = (0.0, 0.5, 1.0)
 """Weights of texture edges by scale: half-discs of few pixels hold too few words."""
-LEAF_SIGMA, LEAF_WINDOW = 1.0, 5
-"""Smoothing of the edge map, and the window in which its minima become the leaves, in pixels."""
-SPECTRAL_VECTORS, SPECTRAL_EDGE, LONGEST_ARC = 16, 0.3, 40
-"""Eigenvectors of the graph of leaves; edge strength at which its weights fall to 1/e; cracks that count at most."""
+LEAF_SIGMA = 1.0
+"""Standard deviation of the smoothing of the edge map, in pixels."""
+LEAF_WINDOW = 5
+"""Side of the window in which its minima become the leaves, in pixels."""
+SPECTRAL_VECTORS = 16
+"""Eigenvectors of the graph of leaves."""
+SPECTRAL_EDGE = 0.3
+"""Edge strength at which its weights fall to 1/e."""
+LONGEST_ARC = 40
+"""Cracks between two leaves that count at most."""
 DENSE_LEAVES = 2000
 """Graphs of fewer leaves are decomposed directly, without iteration."""
 LEAST_EIGENVALUE = 1e-4

@@ -114,11 +114,13 @@ class WNet(nn.Module):
     ----------
     channels : int
         Channels C of the images.
-    evidence : int
-        Channels E of hand-made evidence that the encoder takes beside the image; the decoder gives back the image.
     classes : int
         K.
-    ch_mul, n_blocks, ndim : int
+    ch_mul, n_blocks : int
+        As in `UNet`.
+    evidence : int
+        Channels E of hand-made evidence that the encoder takes beside the image; the decoder gives back the image.
+    ndim : int
         As in `UNet`.
     final_norm : bool
         Batch normalisation without scale and offset on the encoder's output: bounded logits keep
@@ -183,7 +185,7 @@ class WNet(nn.Module):
 
     @torch.no_grad()
     def scale_evidence(self, images: Sequence[Tensor]) -> None:
-        """Scale the evidence by its mean and standard deviation over all pixels of images (1, C + E, *spatial)."""
+        """Scale the evidence by its mean and standard deviation over images (1, C + E, *spatial), which weigh alike."""
         if self.evidence_mean is None:
             return
         axes = tuple(range(2, images[0].ndim))

@@ -41,10 +41,13 @@ def patch_region(shape: tuple[int, int], settings: PatchSettings) -> tuple[Span,
     return rows, columns
 
 
-def check_schedule(settings: PatchSettings, shape: tuple[int, int], name: str, smallest: int = 1) -> None:
+def check_schedule(
+    settings: PatchSettings, shape: tuple[int, int], name: str, smallest: int = 1, reduction: int = 1
+) -> None:
     """Check that every patch fits an image, and that the network's innermost level sees more than one pixel.
 
-    `smallest` is the side that the network reduces to one pixel, 2^n_blocks.
+    `smallest` is the side that the network reduces to one pixel, 2^n_blocks · `reduction`; patches are of whole cells
+    of `reduction` pixels a side.
 
     Raises
     ------
@@ -64,6 +67,12 @@ def check_schedule(settings: PatchSettings, shape: tuple[int, int], name: str, s
                 f"expected patches that fit the image, but a patch of {h}×{w} is larger than the {height}×{width} "
                 f"working pixels of '{name}' that patches are drawn from; use smaller `patches.sides` or a larger "
                 "`images.scale`, or set `losses.patches = 0`"
+            )
+        if any(end // reduction == start // reduction for start, end in ((top, bottom), (left, right))):
+            raise SettingsError(
+                f"expected a region for patches of at least {reduction} pixels a side (`model.reduction`), but that of "
+                f"'{name}' is {height}×{width}; use larger `patches.rows` and `patches.columns`, or set "
+                "`losses.patches = 0`"
             )
 
 

@@ -300,7 +300,7 @@ def predict_all(
     Yields
     ------
     Prediction or InputError
-        The error if that image cannot be read: the others go on.
+        The error if that image, or its superpixels, cannot be read or prepared: the others go on.
     """
     settings, normalisation = model.settings, model.normalisation
     steadily = carry is not False and labels.mode == "codebook"
@@ -308,10 +308,12 @@ def predict_all(
 
     def work(index: int) -> Callable[[Before | None], Prediction] | InputError:
         try:
-            image = source[index]
+            return label_one(source[index], label_source(index))
         except InputError as error:
             return error
-        regions, frame = label_source(index), frame_of(image.pixels.shape, settings.images)
+
+    def label_one(image: Image, regions: NDArray[Any] | None) -> Callable[[Before | None], Prediction]:
+        frame = frame_of(image.pixels.shape, settings.images)
         stride, picture = 1, None
         if most_picture_pixels != 0:
             if most_picture_pixels is not None:

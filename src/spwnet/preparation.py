@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ SMOOTH = 1.0
 LEAST_STD = 1e-6
 """A channel of a smaller standard deviation is constant; dividing by that would blow up noise."""
 
+
+MOST = sys.float_info.max
+"""Of whole numbers in JSON some are larger, and no floats."""
 
 BLOCK_ROWS = 32
 """Rows of a working image that are made at a time."""
@@ -183,6 +187,10 @@ class Prepared:
         The way back to the size of the input.
     name : str
     rgb : bool
+    colour : (C, h, w) float32 tensor
+        `perceptual` of the image.
+    smooth : (C, h, w) float32 tensor
+        `colour` after a Gaussian of `SMOOTH` pixels.
     """
 
     unit: NDArray[np.float32]
@@ -239,7 +247,7 @@ def measure(images: Iterable[Image], settings: ImageSettings) -> Normalisation:
     if not images:
         raise InputError("expected at least one image to train on, but got none")
     _check_channels(images, images[0].pixels.shape[-1])
-    cropped = [_cut(image, settings.margin) for image in images]
+    cropped = [without_margin(image, settings.margin) for image in images]
     if all((pixels == pixels[0, 0]).all() for pixels in cropped):
         raise InputError(f"expected an image with something in it, but got a constant image '{images[0].name}'")
     rgb = all(image.rgb for image in images)
@@ -252,6 +260,12 @@ def measure(images: Iterable[Image], settings: ImageSettings) -> Normalisation:
         ranges = [_range(np.concatenate([pixels[..., c].ravel() for pixels in cropped]), c) for c in channels]
     if rgb:  # one range for all three, or the colours would change
         ranges = [(min(low for low, _ in ranges), max(high for _, high in ranges)) for _ in channels]
+    for c, (first, last) in enumerate(ranges):
+        if last - first > float(np.finfo(np.float32).max):
+            raise InputError(
+                f"expected values within a range that 32-bit floats hold, but those of channel {c} of "
+                f"'{images[0].name}' … go from {first:g} to {last:g}; replace fill values"
+            )
     low, high = zip(*ranges, strict=True)
     units = [_unit(image, settings, frame_of(image.pixels.shape, settings), low, high) for image in images]
     count = sum(unit[..., 0].size for unit in units)
@@ -327,7 +341,10 @@ def working_size(shape: Sequence[int], settings: ImageSettings) -> tuple[int, in
     scale = 1.0 if settings.scale == "auto" else settings.scale
     if settings.scale == "auto":
         scale = min(1.0, math.sqrt(settings.max_pixels / (height * width)))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    if settings.scale == "auto" and min(height, width) == 1:  # a line that was to become thinner than a pixel
+        height, width = min(height, settings.max_pixels), min(width, settings.max_pixels)
+    return height, width
 
 
 def _check_channels(images: Sequence[Image], channels: int) -> None:
@@ -339,7 +356,8 @@ def _check_channels(images: Sequence[Image], channels: int) -> None:
             )
 
 
-def _cut(image: Image, margin: int) -> NDArray[Any]:
+def without_margin(image: Image, margin: int) -> NDArray[Any]:
+    """Return the pixels of an image without those at its borders."""
     height, width = image.pixels.shape[:2]
     if min(height, width) <= 2 * margin:
         raise InputError(
@@ -364,7 +382,7 @@ def _unit(
     image: Image, settings: ImageSettings, frame: Frame, low: Sequence[float], high: Sequence[float]
 ) -> NDArray[np.float32]:
     """Cut, bring to 0…1, scale and sharpen, channel by channel."""
-    unit = _resized_unit(_cut(image, settings.margin), frame, low, high)
+    unit = _resized_unit(without_margin(image, settings.margin), frame, low, high)
     for c in range(unit.shape[-1]):
         unit[..., c] = _sharpen(unit[..., c], settings)
     return unit
@@ -458,5 +476,5 @@ def _finite_numbers(values: Any) -> bool:
     return (
         isinstance(values, list)
         and bool(values)
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= MOST for v in values)
     )

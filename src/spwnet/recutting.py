@@ -13,7 +13,7 @@ from spwnet.classes import Legend, areas, palette
 from spwnet.codebook import coarser, is_tree
 from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
-from spwnet.results import class_table
+from spwnet.results import VIDEOS, class_table
 from spwnet.segmenting import VIDEO
 from spwnet.volumereport import write_results
 from spwnet.volumes import open_volume
@@ -36,6 +36,7 @@ def recut(
     """Write the labels of a segmentation with fewer classes; those that are left keep their ids.
 
     Label images become label images, and so do the frames of a label video; a label volume becomes one of its format.
+    Names and colours of classes are not taken over.
 
     Parameters
     ----------
@@ -46,9 +47,9 @@ def recut(
     classes : int
         Number of classes, at most that of the segmentation.
     overwrite : bool
-        Replace files of the same names in `output`.
+        Replace files of the same names in `output`, and remove what an earlier segmentation wrote there.
     on_progress : callable
-        Called with the images done and their number.
+        Called with the images done and their number; not for a volume.
 
     Returns
     -------
@@ -90,6 +91,7 @@ def recut(
         missing = next(name for name in summary["images"] if name not in names)
         raise InputError(f"expected a label image of '{missing}' in {source / 'labels'}, but there is none")
     storage.prepare_folder(target / "labels", overwrite=True)
+    _remove_earlier(target)
     images: dict[str, dict[str, Any]] = {}
     for done, name in enumerate(names, start=1):
         found = label_image(labels, position[name])
@@ -131,6 +133,7 @@ def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: ND
     described = summary["volume"]
     spacing, unit = described["spacing"], described["unit"]
     storage.prepare_folder(target, overwrite=True)
+    _remove_earlier(target)
     labels = {**summary["labels"], "classes": classes}
     tree = {key: values[:classes] for key, values in summary["tree"].items()}
     provenance = {**summary, "labels": labels, "tree": tree, **outputs.provenance()}
@@ -142,20 +145,53 @@ def _recut_volume(source: Path, target: Path, summary: dict[str, Any], table: ND
     return target
 
 
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier segmentation wrote into the folder: its classes mean something else."""
+    file = folder / "segmentation.json"
+    if not file.exists():
+        return
+    try:
+        names = set(json.loads(file.read_text(encoding="utf-8")).get("images", {}))
+    except (ValueError, TypeError, AttributeError, RecursionError):  # it is damaged, and to be replaced
+        names = set()
+    # First, so that a cut that fails half-way does not pass for a complete one.
+    file.unlink()
+    for part in ("labels", "overlays", "uncertainty"):
+        for old in (folder / part).glob("*"):
+            if old.stem in names:
+                old.unlink()
+    for name in VIDEOS:
+        (folder / f"{name}{VIDEO}").unlink(missing_ok=True)
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.int32]]]:
     """Read and check the summary of a segmentation; return it with the parents of its classes."""
     file = folder / "segmentation.json"
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-        complete, suffix, parents = summary["complete"], summary["suffix"], summary["tree"]["parents"]
+        complete, suffix = summary["complete"], summary["suffix"]
+        # None where classes were named, or are those of the network
+        described = {"parents": []} if summary["tree"] is None else summary["tree"]
+        parents = described["parents"]
         images = dict(summary["summary"]["classes"] if "volume" in summary else summary["images"])
         tree = np.array(parents, np.int32)
+        if any(len(values) != len(tree) for values in described.values()):
+            raise ValueError("lists of different lengths in its tree")
+        if not all(isinstance(one, dict) for one in (summary["labels"], *images.values())):
+            raise TypeError("its labels or images are no tables")
+        if "volume" in summary:
+            _ = summary["volume"]["spacing"], summary["volume"]["unit"]
     except FileNotFoundError:
         raise InputError(f"expected a segmentation with a segmentation.json at {folder}, but there is none") from None
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(
             f"expected a segmentation with a tree of classes in {file}, but: {error!r}; segment by codebook first"
         ) from error
+    if summary["tree"] is None:
+        raise InputError(
+            f"expected a segmentation with a tree of classes in {file}, but its classes were named, or not found by "
+            "codebook; segment again by codebook, without a file of classes"
+        )
     if complete is not True or not images:
         raise InputError(f"expected a complete segmentation at {folder}, but it is not; go on with it by `--resume`")
     suffixes = (".tif", ".zarr", ".h5", ".nxs", ".npy") if "volume" in summary else (".png", ".tif", VIDEO)

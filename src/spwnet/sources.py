@@ -38,7 +38,7 @@ class ImageSource(Protocol):
     `names` are unique, ordered and safe as file names. `numbers` are the frame numbers users speak of. Indexing by a
     position from 0 reads the image anew each time; its pixels are always (H, W, C), no axis dropped, and finite.
     Indexing raises `InputError` for what cannot be read. A source that knows the channels of an image without reading
-    it has a method ``channels(position)``.
+    it has a method ``channels(position)``, and one that knows its height and width ``size(position)``.
     """
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from spwnet.errors import InputError
 from spwnet.sources import MOST_PIXELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -28,7 +29,13 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 TIFFS = (".tif", ".tiff")
 
 MOST_CHANNELS = 16
-"""A last axis of up to this length is read as channels where a three-dimensional array has no named axes."""
+"""A last axis of up to this length, shorter than both others, is read as channels where three axes have no names."""
+
+MOST_VALUES = 4 * MOST_PIXELS
+"""Values of one image at most, of all its channels together: those of the largest RGBA image."""
+
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations of EXIF that swap rows and columns."""
 
 ALPHA = {"LA", "RGBA", "PA", "La", "RGBa"}
 
@@ -52,6 +59,12 @@ class Stack:
         if height * width > MOST_PIXELS:
             raise InputError(
                 f"expected images of at most {MOST_PIXELS:,} pixels, but got {height}×{width}; cut it into parts"
+            )
+        values = math.prod(n for n, axis in zip(self.shape, self.axes, strict=True) if axis in "YXCS")
+        if values > MOST_VALUES:
+            raise InputError(
+                f"expected images of at most {MOST_VALUES:,} values, but got {height}×{width} pixels of "
+                f"{values // (height * width):,} channels; leave channels out, or cut it into parts"
             )
 
     @property
@@ -91,8 +104,12 @@ def readable_image(where: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"cannot read '{where}': {error}") from error
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception as error:  # damaged files raise anything
         remedy = "check that the file is complete, or save it again"
+        if isinstance(error, OSError) and error.errno is not None:  # from the system, not from a decoder
+            remedy = "check that the file is there and that you may read it"
         if "imagecodecs" in str(error):
             remedy = "install that by `pip install 'spwnet[tiff]'`, or save the file uncompressed"
         raise InputError(f"expected a readable image in '{where}', but: {error}; {remedy}") from error
@@ -181,10 +198,16 @@ def _open_picture(path: Path) -> Stack:
             pixels = np.array(plain, dtype=np.uint16 if plain.mode == "I" else None)
         return pixels.reshape(*pixels.shape[:2], -1)[index]
 
+    from PIL.ExifTags import Base
+    from PIL.Image import Image
+
     with _picture(path) as picture:
         channels = 1 if picture.mode in GREY else 3
         kept = channels if picture.mode in ALPHA or "transparency" in picture.info else None
-        return Stack((picture.height, picture.width, channels), "YXC", take, kept, coloured=True)
+        # not `picture.getexif()`, which decodes the whole of a PNG
+        turned = Image.getexif(picture).get(Base.Orientation) in SIDEWAYS
+        height, width = (picture.width, picture.height) if turned else (picture.height, picture.width)
+        return Stack((height, width, channels), "YXC", take, kept, coloured=True)
 
 
 def open_tiff_stack(path: Path, axes: str | None) -> Stack:
@@ -240,22 +263,34 @@ def _tiff_reader(path: Path, tiff: Any) -> Callable[[tuple[int | slice, ...]], N
     if series.dataoffset is not None and series.keyframe.is_memmappable and not series.is_multifile:
         dtype = series.dtype.newbyteorder(tiff.byteorder)
         return np.memmap(path, dtype, "r", series.dataoffset, series.shape).__getitem__
-    inner = series.keyframe.shape
-    leading = series.shape[: len(series.shape) - len(inner)]
+    split = leading_axes(series.shape, series.keyframe.shape)
+    leading, inner = series.shape[:split], series.shape[split:]
     positions = np.arange(len(series.pages)).reshape(leading)
+    # several threads read at a time, but a file has one position
+    tiff.filehandle.set_lock(True)
+    lock = Lock() if series.is_multifile else nullcontext()
 
     def take(index: tuple[int | slice, ...]) -> NDArray[Any]:
         wanted = np.asarray(positions[index[: len(leading)]])
         pages = []
         for position in wanted.ravel():
-            page = series.pages[int(position)]
-            ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
-            if not all(page.databytecounts) or max(ends) > page.parent.filehandle.size:
-                raise InputError(f"expected all of page {position}, but part of it is missing")
-            pages.append(page.asarray())
+            with lock:
+                page = series.pages[int(position)]
+                ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
+                if not all(page.databytecounts) or max(ends) > page.parent.filehandle.size:
+                    raise InputError(f"expected all of page {position}, but part of it is missing")
+                pages.append(page.asarray())
         return np.stack(pages).reshape(*wanted.shape, *inner)[(..., *index[len(leading) :])]
 
     return take
+
+
+def leading_axes(shape: Sequence[int], page: Sequence[int]) -> int:
+    """Count the axes of a TIFF along which its pages lie; a page may leave out axes of length 1."""
+    for split in range(len(shape)):
+        if math.prod(shape[split:]) == math.prod(page):
+            return split
+    raise InputError(f"expected pages that make up the shape {tuple(shape)}, but one has {tuple(page)}; save it again")
 
 
 def plain_pixels(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -121,6 +121,10 @@ def steady(
     return nearest, Before(smooth, superpixels, probabilities(total), classes)
 
 
+VISIBLE = 2.0
+"""Difference of colour, in CIELAB, that is just noticeable."""
+
+
 def flicker(
     labels: NDArray[Any], labels_before: NDArray[Any], smooth: NDArray[np.float32], smooth_before: NDArray[np.float32]
 ) -> tuple[int, int]:
@@ -139,7 +143,3 @@ def flicker(
     """
     unchanged = np.square(smooth - smooth_before).sum(-1) < VISIBLE**2
     return int((unchanged & (labels != labels_before)).sum()), int(unchanged.sum())
-
-
-VISIBLE = 2.0
-"""Difference of colour, in CIELAB, that is just noticeable."""

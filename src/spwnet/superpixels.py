@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 ITERATIONS = 3
-"""Of SLIC: more shape the superpixels no better, by what is labelled with them."""
+"""Of SLIC; more iterations do not improve the labels made on the superpixels."""
 CACHED = 40_000
 """Pixels that are compared with their seeds at a time, about as many as fit the processor's cache."""
 
@@ -134,7 +134,10 @@ def _slic(features: Tensor, count: int, compactness: float) -> Superpixels:
     """Divide (C, *spatial) into about `count` superpixels."""
     shape = features.shape[1:]
     side = (math.prod(shape) / min(count, math.prod(shape))) ** (1 / len(shape))
-    axes = [Seeds(size, max(1, round(size / side))) for size in shape]
+    thick = [size for size in shape if 2 * size > side]
+    if thick and len(thick) < len(shape):  # a thin axis has one seed all the same: the others need fewer
+        side = (math.prod(thick) / min(count, math.prod(thick))) ** (1 / len(thick))
+    axes = [Seeds(size, max(1, round(size / side)) if 2 * size > side else 1) for size in shape]
     return numbered(lattice_slic(features, axes, compactness).cpu().numpy())
 
 
@@ -326,6 +329,8 @@ def numbered(labels: NDArray[Any]) -> Superpixels:
     if span > 4 * labels.size:  # sorting is slower, but a table of widely spread ids would be large
         ids, compact = np.unique(labels, return_inverse=True)
         return Superpixels(compact.reshape(labels.shape).astype(np.int32), len(ids))
+    # narrow signed types do not hold the difference of their ends
+    shifted = (labels.astype(np.int64) if low < 0 else labels) - low
     present = np.zeros(span, bool)
-    present[labels.ravel() - low] = True
-    return Superpixels((np.cumsum(present, dtype=np.int32) - 1)[labels - low], int(present.sum()))
+    present[shifted.ravel()] = True
+    return Superpixels((np.cumsum(present, dtype=np.int32) - 1)[shifted], int(present.sum()))

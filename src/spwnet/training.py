@@ -91,7 +91,7 @@ class Progress:
     Attributes
     ----------
     stage : str
-        "train" or "segment".
+        "train", "segment" or "regions".
     done, total : int
         Steps or images.
     seconds_left : float
@@ -125,25 +125,39 @@ class Fitted(NamedTuple):
     fault: str | None = None
 
 
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
+class _Interrupt:
+    """What Ctrl-C does in a job that stops where it likes."""
 
-    def on_interrupt(*_: Any) -> None:
-        if pressed.is_set():
+    def __init__(self) -> None:
+        self.pressed = threading.Event()
+
+    def __call__(self, *_: Any) -> None:
+        if self.pressed.is_set():
             raise KeyboardInterrupt
-        pressed.set()
+        self.pressed.set()
         logger.warning("stopping as soon as this step is done; press again to stop at once")
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once.
+
+    A job within another hears the same press: neither misses it.
+    """
+    interrupt = _Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt.pressed.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if isinstance(before, _Interrupt):
+        yield before.pressed.is_set
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        yield pressed.is_set
+        yield interrupt.pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        # None is a handler that was installed outside Python, which cannot be put back
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def check_images(prepared: Sequence[Prepared], settings: Settings) -> None:
@@ -169,7 +183,7 @@ def check_images(prepared: Sequence[Prepared], settings: Settings) -> None:
                 "fewer `model.n_blocks`"
             )
         if settings.losses.patches > 0:
-            check_schedule(settings.patches, shape, image.name, smallest)
+            check_schedule(settings.patches, shape, image.name, smallest, settings.model.reduction)
 
 
 def set_up_image(
@@ -434,7 +448,7 @@ def learning_rate(number: int, settings: Settings) -> float:
 
 @torch.no_grad()
 def calibrate(network: WNet, images: Sequence[TrainingImage], dtype: torch.dtype) -> None:
-    """Set the batch statistics to those of the whole training images.
+    """Set the batch statistics to those of the whole training images, each weighing alike.
 
     The running averages of training mix small patches and whole images; prediction sees whole images.
     """
@@ -443,8 +457,11 @@ def calibrate(network: WNet, images: Sequence[TrainingImage], dtype: torch.dtype
     network.train()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
+    seen = 0
     for group in together(images, MOST_CALIBRATED):
+        seen += len(group)
+        for norm in norms:
+            norm.momentum = len(group) / seen
         pixels = torch.cat([image.pixels for image in group])
         with arithmetic(pixels.device, dtype):
             network(pixels.contiguous(memory_format=training_format(pixels.ndim - 2, dtype, pixels.device)))
@@ -545,7 +562,10 @@ def fit(
                 run.save_checkpoint(network, optimiser, done)
                 saved = now
             if stop:
-                raise Stopped(f"stopped after step {done} of {total}; go on by `--resume` (in Python `resume=True`)")
+                how = "without a run directory nothing is kept"
+                if run is not None:
+                    how = "go on by `--resume` (in Python `resume=True`)"
+                raise Stopped(f"stopped after step {done} of {total}; {how}")
             if last:
                 steps = done
                 break

@@ -22,12 +22,15 @@ METRES = {name: metres for name, (_, metres, _) in _UNITS.items()}
 
 _SYMBOLS = {name: symbol for name, (symbol, _, _) in _UNITS.items()}
 _SPELLINGS = {word: name for name, (symbol, _, others) in _UNITS.items() for word in (name, symbol, *others.split())}
+# Megametre and petametre: the case of their prefixes tells them from millimetre and picometre.
+_LARGE = ("Mm", "Pm")
 _NO_UNIT = ("", "pixel", "pixels", "px", "voxel", "voxels")
 
 
 def standard_unit(text: str | None) -> str | None:
     """Spell a unit of length as OME does: "um" and "micrometre" are "micrometer"; None for any other word."""
-    return _SPELLINGS.get((text or "").strip().lower())
+    word = (text or "").strip()
+    return None if word in _LARGE else _SPELLINGS.get(word.lower())
 
 
 def unit_symbol(unit: str | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import InputError
-from spwnet.stacks import open_stack, open_tiff_stack, readable_image, single_image
+from spwnet.stacks import leading_axes, open_stack, open_tiff_stack, readable_image, single_image
 from spwnet.volumefiles.stored import Stored, arrange, quiet
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def open_tiff(path: Path) -> Stored:
     stack = open_tiff_stack(path, None)
     with TiffFile(path) as tiff:
         page: Any = tiff.pages[0]
-        dtype, samples, inner = page.dtype, page.samplesperpixel, page.ndim
+        dtype, samples, inner = page.dtype, page.samplesperpixel, page.shape
         steps = _tiff_steps(tiff)
         # an OME-TIFF may go on in other files
         shared = len(set(re.findall(r'FileName="([^"]+)"', tiff.ome_metadata or ""))) > 1
@@ -99,7 +99,7 @@ def open_tiff(path: Path) -> Stored:
     mapped = getattr(stack.take, "__self__", None)
     if isinstance(mapped, np.memmap):
         return Stored(stack.shape, mapped.dtype, mapped.__getitem__, axes, steps, None, stack.kept, rgb)
-    leading = len(axes) - inner
+    leading = leading_axes(stack.shape, inner)
     lock = Lock()
 
     def take(index: tuple[slice, ...]) -> NDArray[Any]:
