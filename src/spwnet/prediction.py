@@ -68,15 +68,12 @@ def prepare_image(
         Rows and columns in working pixels.
     """
     prepared = prepare(image, settings.images, normalisation, patch)
-    frame, chosen = prepared.frame, settings.superpixels
+    frame = prepared.frame
     if labels is not None and labels.shape[:2] == frame.shape:
         labels = frame.bring(labels)
     elif labels is not None and labels.shape[:2] == frame.working:
         labels = labels[frame.shown]
-    if chosen.count is not None:
-        share = math.prod(prepared.unit.shape[:2]) / math.prod(frame.working)
-        chosen = chosen.model_copy(update={"count": max(1, round(chosen.count * share))})
-    return prepared, oversegment(prepared, chosen, labels)
+    return prepared, oversegment(prepared, settings.superpixels, labels)
 
 
 def oversegment(
@@ -84,7 +81,10 @@ def oversegment(
 ) -> Superpixels | None:
     """Oversegment a prepared image, as `make_superpixels`."""
     smooth = prepared.smooth if settings.method == "slic" and settings.sigma == SMOOTH else None
-    return make_superpixels(prepared.unit, settings, rgb=prepared.rgb, smooth=smooth, labels=labels)
+    frame = prepared.frame
+    return make_superpixels(
+        prepared.unit, settings, rgb=prepared.rgb, smooth=smooth, labels=labels, whole=frame.working, part=frame.shown
+    )
 
 
 @deterministic()
@@ -199,8 +199,8 @@ def predict_in_patches(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Label an image in its working size patch by patch, each with a halo around it.
 
-    The pixels of a patch are those of the whole image. Its superpixels need not be, and evidence from beyond the halo
-    is missing: labels can differ in places from those of the whole image.
+    Pixels and superpixels of a patch are those of the whole image. Evidence from beyond the halo is missing: labels can
+    differ in places.
 
     Parameters
     ----------

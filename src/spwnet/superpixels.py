@@ -52,8 +52,10 @@ def make_superpixels(
     rgb: bool = False,
     smooth: Tensor | None = None,
     labels: NDArray[Any] | None = None,
+    whole: Sequence[int] | None = None,
+    part: Sequence[slice] | None = None,
 ) -> Superpixels | None:
-    """Oversegment one prepared image as the settings say.
+    """Oversegment one prepared image, or a part of one, as the settings say.
 
     Parameters
     ----------
@@ -66,6 +68,11 @@ def make_superpixels(
         `perceptual` of the image after the Gaussian of `settings.sigma`, where it is known already.
     labels : (*spatial) int array, optional
         The user's own superpixels, for the method "labels".
+    whole : sequence of int, optional
+        Shape of the image that `unit` is a part of: superpixels are then those that the whole has there, but near the
+        borders of the part. All of it by default.
+    part : sequence of slice, optional
+        Where `unit` lies in it.
 
     Returns
     -------
@@ -86,11 +93,11 @@ def make_superpixels(
                 "pass `superpixels=` or set `superpixels.labels`"
             )
         return superpixels_from_labels(labels, unit.shape[:-1])
-    pixels = int(np.prod(unit.shape[:-1]))
-    count = settings.count or max(1, round(pixels / settings.size))
+    whole, part = whole or unit.shape[:-1], part or [slice(0, size) for size in unit.shape[:-1]]
+    count = settings.count or max(1, round(math.prod(whole) / settings.size))
     if smooth is None:
-        return slic(unit, count, compactness=settings.compactness, sigma=settings.sigma, rgb=rgb)
-    return _slic(smooth, count, settings.compactness)
+        smooth = _smoothed(unit, settings.sigma, rgb=rgb)
+    return _slic(smooth, count, settings.compactness, whole, part)
 
 
 def slic(
@@ -126,18 +133,23 @@ def slic(
     .. [1] R. Achanta et al., SLIC superpixels compared to state-of-the-art superpixel methods,
        IEEE TPAMI 34 (11), 2012.
     """
+    shape = unit.shape[:-1]
+    return _slic(_smoothed(unit, sigma, rgb=rgb), count, compactness, shape, [slice(0, size) for size in shape])
+
+
+def _smoothed(unit: NDArray[np.float32], sigma: float, *, rgb: bool) -> Tensor:
     features = torch.from_numpy(np.ascontiguousarray(np.moveaxis(perceptual(unit, rgb=rgb), -1, 0)))
-    return _slic(gaussian(features, sigma) if sigma > 0 else features, count, compactness)
+    return gaussian(features, sigma) if sigma > 0 else features
 
 
-def _slic(features: Tensor, count: int, compactness: float) -> Superpixels:
-    """Divide (C, *spatial) into about `count` superpixels."""
-    shape = features.shape[1:]
+def _slic(features: Tensor, count: int, compactness: float, shape: Sequence[int], part: Sequence[slice]) -> Superpixels:
+    """Divide (C, *spatial), a part of an image that has about `count` superpixels, into those."""
     side = (math.prod(shape) / min(count, math.prod(shape))) ** (1 / len(shape))
     thick = [size for size in shape if 2 * size > side]
     if thick and len(thick) < len(shape):  # a thin axis has one seed all the same: the others need fewer
         side = (math.prod(thick) / min(count, math.prod(thick))) ** (1 / len(thick))
-    axes = [Seeds(size, max(1, round(size / side)) if 2 * size > side else 1) for size in shape]
+    counts = [max(1, round(size / side)) if 2 * size > side else 1 for size in shape]
+    axes = [Seeds(size, n, along.start, along.stop) for size, n, along in zip(shape, counts, part, strict=True)]
     return numbered(lattice_slic(features, axes, compactness).cpu().numpy())
 
 
