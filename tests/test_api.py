@@ -267,6 +267,8 @@ def test_a_segmentation_that_was_stopped_is_resumed(model, folder, tmp_path, mon
         if state.done == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
+    with pytest.raises(Stopped, match="stopped after 2 of 3 images; nothing was kept"):
+        spwnet.segment(model, folder, on_progress=press)
     with pytest.raises(Stopped, match="stopped after 2 of 3 images; go on by `--resume`"):
         spwnet.segment(model, folder, out, on_progress=press)
     assert json.loads((out / "segmentation.json").read_text())["complete"] is False
@@ -296,6 +298,71 @@ def test_resuming_with_other_images_or_without_a_file_does_them_again(model, pic
     assert result.areas == spwnet.segment(model, changed, tmp_path / "fresh").areas
     for name, labels in read_labels(tmp_path / "fresh").items():
         np.testing.assert_array_equal(read_labels(out)[name], labels)
+
+
+def test_resuming_what_is_finished_changes_no_file(model, folder, tmp_path):
+    out = tmp_path / "out"
+    spwnet.segment(model, folder, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    spwnet.segment(model, folder, out, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_where_one_image_is_missing_says_so_until_it_is_there(model, folder, tmp_path):
+    out = tmp_path / "out"
+    whole = spwnet.segment(model, folder, out)
+    (out / "labels" / "frame_02.png").unlink()
+
+    def crash(_):
+        assert json.loads((out / "segmentation.json").read_text())["complete"] is False
+        raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        spwnet.segment(model, folder, out, resume=True, on_progress=crash)
+    assert spwnet.segment(model, folder, out, resume=True).areas == whole.areas
+    assert json.loads((out / "segmentation.json").read_text())["complete"] is True
+
+
+def test_an_image_that_can_be_read_no_more_is_left_out_on_resuming(model, folder, tmp_path, caplog):
+    out = tmp_path / "out"
+    spwnet.segment(model, folder, out)
+    broken = folder / "frame_02.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    spwnet.segment(model, folder, out, resume=True)
+    assert "frame_02 is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("segmentation.json", "{half"),
+        ("segmentation.json", '{"images": [1]}'),
+        ("segmentation.json", '{"images": {"a": 1}}'),
+        ("segmentation.json", '{"images": {"frame_01": {"sha256": "0"}}}'),
+        ("segmentation.json", '{"unreadable": 3}'),
+        ("segmentation.json", "[" * 100_000),
+        ("images.jsonl", '{"upto": 3}\n'),
+        ("images.jsonl", '{"sha256": "0"}\n'),
+        ("images.jsonl", "{half\n{}\n"),
+        ("images.jsonl", "[" * 100_000 + "\n{}\n"),
+    ],
+)
+def test_what_an_earlier_job_left_damaged_is_refused_or_overwritten(model, folder, tmp_path, caplog, damage):
+    out, (name, text) = tmp_path / "out", damage
+    spwnet.segment(model, folder, out)
+    (out / name).write_text(text)
+    with pytest.raises(OutputError, match=rf"{name}|its 'model' differs"):
+        spwnet.segment(model, folder, out, resume=True)
+    spwnet.segment(model, folder, out, overwrite=True)
+    assert "may be left" in caplog.text
+    assert json.loads((out / "segmentation.json").read_text())["complete"] is True
+
+
+def test_overlays_of_images_longer_than_a_jpeg_are_thinned(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("spwnet.prediction.MOST_SIDE", 50)
+    spwnet.segment(model, [picture(0)], tmp_path / "out", overlays="full")
+    with Image.open(tmp_path / "out" / "overlays" / "image_0000.jpg") as drawn:
+        assert drawn.size == (26, 20)
 
 
 def test_overwriting_leaves_no_label_of_the_earlier_model(model, folder, tmp_path):

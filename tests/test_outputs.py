@@ -221,6 +221,12 @@ class TestCheckedLabels:
             outputs.stored_dtype("int32")
 
 
+def test_a_picture_larger_than_its_format_is_refused(tmp_path):
+    with pytest.raises(OutputError, match=r"at most 65500 pixels along a side of a JPEG, but line\.jpg has 65501"):
+        outputs.write_picture(tmp_path / "line.jpg", np.zeros((1, 65_501, 3), np.uint8))
+    outputs.write_picture(tmp_path / "line.png", np.zeros((1, 65_501, 3), np.uint8))
+
+
 def test_a_picture_as_an_address_holds_it_in_a_size_to_show():
     small = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     kind, data = outputs.data_uri(small, 800).split(",")

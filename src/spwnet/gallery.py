@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from spwnet.errors import InputError, RunError
 from spwnet.images import label_image, open_images
-from spwnet.outputs import write_labels, write_picture
+from spwnet.outputs import MOST_SIDE, write_labels, write_picture
 from spwnet.storage import prepare_folder, write_json
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class Gallery:
     ----------
     exhibits : tuple of Exhibit
     classes : list of dict
-        Of each of the finest classes its "pixels" over all training images, "means" of each channel in stored values,
-        "uncertainty" (its mean, or None), and a typical "place" (image, row, column), or None if it does not occur.
+        Of each of the finest classes its "pixels" over all training images, "means" of each channel in stored values or
+        None if it does not occur, and "uncertainty", its mean, or None.
     """
 
     exhibits: tuple[Exhibit, ...]
@@ -126,40 +127,20 @@ def make_gallery(
     chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_SHOWN)).round().astype(int)).tolist()
     exhibits = []
     for index in chosen:
-        step = int(np.ceil(np.sqrt(labels[index].size / MOST_PIXELS)))
+        shape = labels[index].shape
+        step = math.ceil(max(math.sqrt(shape[0] * shape[1] / MOST_PIXELS), max(shape) / MOST_SIDE))
         thinned = (slice(None, None, step), slice(None, None, step))
         doubt = None if uncertainty is None else uncertainty[index][thinned]
         exhibits.append(Exhibit(names[index], pictures[index][thinned], labels[index][thinned], doubt, regions[index]))
-    places = _places([exhibit.labels for exhibit in exhibits], n_finest)
     classes = [
         {
             "pixels": int(pixels[k]),
             "means": [float(value) for value in sums[k] / max(pixels[k], 1)] if pixels[k] else None,
             "uncertainty": float(doubts[k] / pixels[k]) if pixels[k] and uncertainty is not None else None,
-            "place": places[k],
         }
         for k in range(n_finest)
     ]
     return Gallery(tuple(exhibits), classes)
-
-
-def _places(labels: Sequence[NDArray[np.int32]], n_finest: int) -> list[list[int] | None]:
-    """Image, row and column of the pixel of each class that is farthest from other classes."""
-    from scipy.ndimage import distance_transform_edt, find_objects
-
-    places: list[list[int] | None] = [None] * n_finest
-    depths = np.zeros(n_finest)
-    for index, found in enumerate(labels):
-        for k, box in enumerate(find_objects(found + 1, n_finest)):
-            if box is None:
-                continue
-            depth = distance_transform_edt(np.pad(found[box] == k, 1))[1:-1, 1:-1]
-            deepest = int(depth.argmax())
-            if depth.flat[deepest] > depths[k]:
-                depths[k] = depth.flat[deepest]
-                row, column = divmod(deepest, depth.shape[1])
-                places[k] = [index, row + box[0].start, column + box[1].start]
-    return places
 
 
 def write_gallery(folder: Path, gallery: Gallery) -> None:
@@ -217,7 +198,7 @@ def read_gallery(folder: Path) -> Gallery:
         beyond = [exhibit.name for exhibit in exhibits if exhibit.labels.max() >= len(classes)]
         if beyond or not exhibits:
             raise ValueError(f"classes of '{beyond[0]}' are not among {len(classes)}" if beyond else "no image")
-        _check_measures(classes, len(exhibits))
+        _check_measures(classes)
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise RunError(f"expected the training images of a run at {folder}, but: {error}; train it again") from error
     return Gallery(exhibits, classes)
@@ -242,10 +223,8 @@ def _read_exhibit(folder: Path, number: int, entry: dict[str, Any]) -> Exhibit:
     return Exhibit(name, picture, labels, doubt, ((top, bottom), (left, right)))
 
 
-def _check_measures(classes: list[Any], n_images: int) -> None:
+def _check_measures(classes: list[Any]) -> None:
     for k, entry in enumerate(classes):
         numbers = [entry["pixels"], *(entry["means"] or []), entry["uncertainty"] or 0.0]
-        place = entry["place"]
-        fits = place is None or (len(place) == 3 and 0 <= int(place[0]) < n_images)
-        if not fits or not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers):
+        if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers):
             raise ValueError(f"the measures of class {k} are none")
