@@ -461,5 +461,12 @@ def _list_settings() -> None:
         value: Any = defaults
         for part in name.split("."):
             value = value[part]
-        say(f"{name} = {json.dumps(value)}")
+        say(f"{name} = {json.dumps(_readable(value))}")
         say(f"    {description}")
+
+
+def _readable(value: Any) -> Any:
+    """Return a value as settings read it: TOML has no null."""
+    if isinstance(value, list):
+        return [_readable(one) for one in value]
+    return "none" if value is None else value
