@@ -538,3 +538,43 @@ def test_public_names():
     assert all(getattr(spwnet, name) is not None for name in spwnet.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = spwnet.nothing
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels.classes": "auto", "labels.merge": [[0, 1]]}, "expected a number of classes by `labels.classes`"),
+        (
+            {"labels.classes": "auto", "labels.reassign": [{"source": 0, "smaller_than": 9, "to": 1}]},
+            "that the ids in `labels.reassign` are of",
+        ),
+        ({"labels": {"classes": "auto", "named": [{"id": 0, "name": "a", "members": [0, 1]}]}}, "class 2 is in none"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused_before_training(folder, tmp_path, changes, message):
+    settings = make_settings(overrides={**TINY, "labels.classes": "auto"} | changes)
+    for images in (folder, spwnet.open_volume(np.zeros((30, 30, 30), np.uint8))):
+        with pytest.raises(SettingsError, match=message):
+            spwnet.train(images, tmp_path / "run", settings=settings, on_progress=lambda _: pytest.fail("trained"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"suffix": ".zarr"}, r"expected a label image named .png, .tif, .tiff, but got '\.zarr'"),
+        ({"suffix": ".mp4", "rate": 0}, "expected a rate above"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_training(folder, tiny, tmp_path, options, message):
+    with pytest.raises(SpwnetError, match=message):
+        spwnet.run(folder, tmp_path / "out", settings=tiny, on_progress=lambda _: pytest.fail("trained"), **options)
+    assert not (tmp_path / "out" / "run").exists()
+
+
+def test_surfaces_of_classes_that_cannot_be_are_refused_before_training(tmp_path):
+    volume = spwnet.open_volume(np.zeros((30, 30, 30), np.uint8))
+    for changes, most in (({}, 3), ({"labels.classes": "auto", "codebook.finest": 6}, 5)):
+        settings = make_settings(overrides=TINY | changes)
+        with pytest.raises(SettingsError, match=f"expected classes 0 to {most} for surfaces, but got 6"):
+            spwnet.run(volume, tmp_path / "out", settings=settings, meshes=(1, 6))

@@ -94,7 +94,7 @@ class PatchSettings(_Section):
     sides: tuple[int, ...] = ()
     """Side lengths to generate a schedule from: every (height, width) pair within a factor of two."""
     budget: Annotated[int | None, NoneText] = Field(None, ge=1)
-    """Pixels of one size in a mini-batch, for a generated schedule; "none": four patches of the largest side squared."""
+    """Pixels of one size in a mini-batch, for a generated schedule; "none": four times the largest side squared."""
     rows: Span = (None, None)
     """Rows of the working image (start, stop) that patches are drawn from, as in a Python slice; "none": its end."""
     columns: Span = (None, None)

@@ -138,8 +138,6 @@ def segment(
     source = open_images(images, model.settings.images.axes)
     chosen = frame_indices(source, "all" if frames is None else frames)
     is_video = isinstance(source, VideoSource)
-    if suffix is None:
-        suffix = VIDEO if is_video else ".png"
     channels = check_same_channels(source, chosen)
     if channels != model.info["channels"]:
         raise InputError(
@@ -154,11 +152,8 @@ def segment(
     writer, carry = None, None
     todo: Sequence[int] = range(len(chosen))
     if output is not None:
-        track = None
-        if suffix == VIDEO:
-            check_installed()
-            track = _track(source, chosen, rate)
-        else:
+        suffix, track = check_output(source, chosen, suffix, rate)
+        if track is None:
             outputs.label_dtype(n_classes, suffix)
         storage.check_folder(output, overwrite=overwrite, resume=resume)
         writer = Results(
@@ -210,7 +205,7 @@ def segment(
         if overlays == "full"
         else MOST_PICTURE_PIXELS,
         uncertainty=uncertainty,
-        sha256=writer is not None and not (is_video and suffix == VIDEO),
+        sha256=writer is not None and not (is_video and writer.track is not None),
         carry=carry if steady else False,
         most_workers=max(1, int(min(at_once, MOST_WORKERS))),
     )
@@ -248,6 +243,24 @@ def segment(
     names = tuple(name for name in names if name in counts)
     counts = {name: counts[name] for name in names}
     return Segmentation(names, found, counts, None if writer is None else writer.folder, doubts)
+
+
+def check_output(
+    source: ImageSource, chosen: Sequence[int], suffix: str | None, rate: float
+) -> tuple[str, Track | None]:
+    """Check what images can be written as; return the suffix, and size and times of the frames of a video.
+
+    Raises
+    ------
+    InputError, SettingsError, OutputError
+    """
+    if suffix is None:
+        suffix = VIDEO if isinstance(source, VideoSource) else ".png"
+    if suffix == VIDEO:
+        check_installed()
+        return suffix, _track(source, chosen, rate)
+    outputs.label_dtype(1, suffix)
+    return suffix, None
 
 
 def check_images_for(model: TrainedModel, labels: LabelSettings) -> None:
