@@ -520,6 +520,36 @@ def test_evaluate_prefers_the_same_name_and_leaves_out_void(tmp_path, caplog):
         spwnet.evaluate([truth], [truth], ignore=[0, 1])
 
 
+def test_evaluate_tells_who_is_left_without_a_partner(tmp_path, caplog):
+    truth = np.arange(12, dtype=np.uint8).reshape(3, 4) // 6
+    predicted = save_labels(tmp_path / "p", dict.fromkeys(("a1", "a2", "a3"), truth))
+    assert (
+        spwnet.evaluate(predicted, save_labels(tmp_path / "t", dict.fromkeys(("a1", "b2", "b3"), truth)))["images"] == 1
+    )
+    assert "2 of 3 predicted images have no truth, 'a2' first" in caplog.text
+    assert "2 of 3 truths are of no predicted image, 'b2' first" in caplog.text
+    with caplog.at_level(logging.INFO):
+        spwnet.evaluate(predicted, save_labels(tmp_path / "o", dict.fromkeys(("x", "y", "z"), truth)))
+    assert "paired by order" in caplog.text
+
+
+def test_evaluate_names_the_image_that_holds_no_integers(tmp_path):
+    truth = np.arange(12, dtype=np.uint8).reshape(3, 4) // 6
+    for predicted, true in (([truth, truth / 2], [truth] * 2), ([truth] * 2, [truth, truth / 2])):
+        with pytest.raises(InputError, match="expected integer labels in 'image_0001', but got float64"):
+            spwnet.evaluate(predicted, true)
+
+
+def test_names_of_thousands_are_paired_at_once():
+    from types import SimpleNamespace
+
+    from spwnet.evaluation import _paired
+
+    ours = SimpleNamespace(names=tuple(f"f_{k}" for k in range(20_000)))
+    theirs = SimpleNamespace(names=tuple(f"f_{k}_{a}" for k in range(20_000) for a in range(2)))
+    assert _paired(ours, theirs)[-1] == (19_999, [39_998, 39_999])
+
+
 def test_evaluate_ignores_void(tmp_path):
     truth = np.array([[0, 1, 1, 255]] * 4)
     predicted = np.array([[0, 1, 1, 0]] * 4)

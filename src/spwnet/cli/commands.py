@@ -270,7 +270,7 @@ def tune(
     overwrite: Overwrite = False,
     resume: Resume = False,
 ) -> None:
-    """Train on images with a few settings and seeds within a time budget; keep the run that scores best without a truth.
+    """Train on images with a few settings and seeds in some time; keep the run that scores best without a truth.
 
     Of a volume, give some of its slices.
     """
