@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,12 @@ def test_measures_of_the_finest_classes(shown):
     assert [entry["pixels"] for entry in shown.classes] == [600 - 9 * 15, 9 * 15, 0, 120, 0]
     assert [entry["means"] for entry in shown.classes] == [[0, 1], [100, 1], None, [300, 1], None]
     assert [entry["uncertainty"] for entry in shown.classes] == [0, 0.25, None, 0.75, None]
+
+
+def test_the_size_of_a_stored_image_comes_back(shown, tmp_path):
+    exhibits = tuple(replace(one, stored=size) for one, size in zip(shown.exhibits, ((40, 60), None), strict=True))
+    write_gallery(tmp_path, replace(shown, exhibits=exhibits))
+    assert [one.stored for one in read_gallery(tmp_path).exhibits] == [(40, 60), None]
 
 
 def test_files_of_a_gallery_come_back(shown, tmp_path):
@@ -102,6 +109,8 @@ def first_class(described, **changes):
         (lambda d: damaged(d, images=[{**d["images"][0], "shape": [3, 3]}]), r"'a' is \(3, 3\), but its files are"),
         (lambda d: damaged(d, images=[{**d["images"][0], "region": [[4, 4], [0, 2]]}]), "shows rows 4 to 4"),
         (lambda d: damaged(d, images=[{**d["images"][0], "region": 3}]), "training images of a run"),
+        (lambda d: damaged(d, images=[{**d["images"][0], "stored": [39, 60]}]), "columns to 60 of 39×60 pixels"),
+        (lambda d: damaged(d, images=[{**d["images"][0], "stored": 3}]), "training images of a run"),
     ],
 )  # fmt: skip
 def test_damaged_galleries(shown, tmp_path, change, message):

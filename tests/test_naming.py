@@ -286,6 +286,11 @@ def test_scribbles_in_the_size_of_the_image_or_of_the_picture(gallery):
     ):
         with pytest.raises(SettingsError, match=message):
             points_of_scribbles(marked, gallery, names)
+    exhibits = tuple(replace(one, stored=(20, 6)) for one in gallery.exhibits)
+    known = replace(gallery, exhibits=exhibits)
+    assert points_of_scribbles({"first": stored, "second": small}, known, ["air", "sand"]) == found
+    with pytest.raises(SettingsError, match="expected scribbles on 'first' in its size"):
+        points_of_scribbles({"first": np.pad(stored, 1)}, known)
 
 
 def test_what_a_class_is():

@@ -9,6 +9,7 @@ import spwnet
 from spwnet import cli, tuning
 from spwnet.config import make_settings
 from spwnet.errors import OutputError, RunError, SettingsError
+from spwnet.images import open_images
 from tests.conftest import TINY
 
 
@@ -96,6 +97,17 @@ def test_the_command_shows_the_table(folder, tmp_path, capsys, quick):
 def test_trials_differ(changes, expected):
     found = list(tuning._candidates(make_settings(overrides=changes), 2 * (len(expected) + 1)))
     assert found == [{}, *expected, {"seed": 1}, *({**one, "seed": 1} for one in expected)]
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "fit"), [(192, {}, True), (193, {}, False), (300, {"images.scale": 0.5}, True)]
+)
+def test_crops_of_small_images_do_not_differ(side, changes, fit):
+    settings = make_settings(overrides=changes)
+    source = open_images([np.zeros((10, side), np.uint8)], None)
+    assert tuning._all_fit(source, 192, settings) is fit
+    found = list(tuning._candidates(settings, 6, no_crops=fit))
+    assert ({"patches.crop": 256} in found) is not fit
 
 
 def test_trials_of_before_that_are_overwritten_are_not_resumed(folder, quick, tmp_path):

@@ -282,6 +282,7 @@ def _train_volume(
                 None,
                 [((rows.start, rows.stop), (columns.start, columns.stop)) for rows, columns in stored],
                 model.n_finest,
+                [image.pixels.shape[:2] for image in raw],
             )
             write_gallery(directory.gallery, gallery)
         if directory is not None or audience:
@@ -361,6 +362,7 @@ def _gallery(
         doubts,
         [image.frame.region for image in images],
         model.n_finest,
+        [image.frame.shape for image in images],
     )
 
 

@@ -45,6 +45,8 @@ class Exhibit:
         How uncertain each pixel is, where it is known: 0 is sure.
     region : ((int, int), (int, int))
         Rows and columns (start, stop) of the image as stored that the picture shows.
+    stored : (int, int) or None
+        Height and width of the image as stored, where they are known.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Exhibit:
     labels: NDArray[np.int32]
     uncertainty: NDArray[np.float32] | None
     region: Region
+    stored: tuple[int, int] | None = None
 
     def locate(self, rows: ArrayLike, columns: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return row and column in the picture of pixels of the image as stored.
@@ -98,6 +101,7 @@ def make_gallery(
     uncertainty: Sequence[NDArray[np.float32]] | None,
     regions: Sequence[Region],
     n_finest: int,
+    stored: Sequence[tuple[int, int]] | None = None,
 ) -> Gallery:
     """Measure the finest classes on all training images, and take a few of these to be shown.
 
@@ -113,6 +117,8 @@ def make_gallery(
     regions : sequence of ((int, int), (int, int))
         Rows and columns of the stored images that the pictures show.
     n_finest : int
+    stored : sequence of (int, int), optional
+        Height and width of the stored images.
     """
     pixels = np.zeros(n_finest)
     sums = np.zeros((n_finest, values[0].shape[-1]))
@@ -131,7 +137,16 @@ def make_gallery(
         step = math.ceil(max(math.sqrt(shape[0] * shape[1] / MOST_PIXELS), max(shape) / MOST_SIDE))
         thinned = (slice(None, None, step), slice(None, None, step))
         doubt = None if uncertainty is None else uncertainty[index][thinned]
-        exhibits.append(Exhibit(names[index], pictures[index][thinned], labels[index][thinned], doubt, regions[index]))
+        exhibits.append(
+            Exhibit(
+                names[index],
+                pictures[index][thinned],
+                labels[index][thinned],
+                doubt,
+                regions[index],
+                None if stored is None else stored[index],
+            )
+        )
     classes = [
         {
             "pixels": int(pixels[k]),
@@ -165,6 +180,7 @@ def write_gallery(folder: Path, gallery: Gallery) -> None:
             "name": exhibit.name,
             "shape": list(exhibit.labels.shape),
             "region": exhibit.region,
+            "stored": exhibit.stored,
             "uncertainty": exhibit.uncertainty is not None,
         }
         for exhibit in gallery.exhibits
@@ -220,7 +236,13 @@ def _read_exhibit(folder: Path, number: int, entry: dict[str, Any]) -> Exhibit:
     (top, bottom), (left, right) = ((int(start), int(stop)) for start, stop in entry["region"])
     if top >= bottom or left >= right:
         raise ValueError(f"'{name}' shows rows {top} to {bottom} and columns {left} to {right}")
-    return Exhibit(name, picture, labels, doubt, ((top, bottom), (left, right)))
+    stored = None
+    if entry.get("stored") is not None:
+        height, width = map(int, entry["stored"])
+        stored = height, width
+        if bottom > height or right > width:
+            raise ValueError(f"'{name}' shows rows to {bottom} and columns to {right} of {height}×{width} pixels")
+    return Exhibit(name, picture, labels, doubt, ((top, bottom), (left, right)), stored)
 
 
 def _check_measures(classes: list[Any]) -> None:

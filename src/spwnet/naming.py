@@ -503,10 +503,11 @@ def points_of_scribbles(
             )
         exhibit = gallery.exhibits[places[image]]
         (_, bottom), (_, right) = exhibit.region
-        # How much of the stored image lies beyond what is shown of it, a gallery does not say.
-        if marked.ndim != 2 or (
-            marked.shape != exhibit.labels.shape and (marked.shape[0] < bottom or marked.shape[1] < right)
-        ):
+        fits = marked.shape in (exhibit.labels.shape, exhibit.stored)
+        if exhibit.stored is None and marked.ndim == 2:
+            # Galleries of before do not say how much of the image lies beyond what they show of it.
+            fits = fits or (marked.shape[0] >= bottom and marked.shape[1] >= right)
+        if not fits:
             raise SettingsError(
                 f"expected scribbles on '{image}' in its size, but got {marked.shape}; draw on the image as stored"
             )

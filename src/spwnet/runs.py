@@ -234,7 +234,17 @@ class Run:
     Parameters
     ----------
     folder : path
+
+    Attributes
+    ----------
+    earlier : float
+        Seconds of training before it was resumed, as the last checkpoint says.
+    started : float or None
+        When the training that writes checkpoints now began, of the monotonic clock.
     """
+
+    earlier: float = 0.0
+    started: float | None = None
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -247,8 +257,6 @@ class Run:
         self.gallery = self.folder / "gallery"
         self.classes = self.folder / "classes.toml"
         self.earlier_classes = self.folder / "classes.jsonl"
-        # Seconds of training before it was last resumed, and when that was.
-        self.earlier, self.started = 0.0, time.monotonic()
 
     def create(self, *, overwrite: bool = False) -> None:
         """Make the directory; what an earlier run left in it goes only with `overwrite`.
@@ -403,7 +411,7 @@ class Run:
         tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         for index, state in optimiser.state_dict()["state"].items():
             tensors.update({f"optimiser.{index}.{name}": value for name, value in state.items()})
-        seconds = self.earlier + time.monotonic() - self.started
+        seconds = self.earlier + (0.0 if self.started is None else time.monotonic() - self.started)
         metadata = {"step": str(step), "seconds": f"{seconds:.1f}"}
         atomic_write(self.checkpoint, safetensors.torch.save(_on_cpu(tensors), metadata=metadata))
 

@@ -12,26 +12,28 @@ from typing import TYPE_CHECKING, Any
 from spwnet import outputs, storage
 from spwnet.api import train
 from spwnet.config import Settings, flat, merged, nested, parse_settings
-from spwnet.errors import SettingsError
-from spwnet.images import open_images
+from spwnet.errors import InputError, SettingsError
+from spwnet.images import image_size, open_images
 from spwnet.runs import Run, load
 from spwnet.volumes import is_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from spwnet.images import ImageSource
     from spwnet.runs import TrainedModel
     from spwnet.training import Progress
 
 logger = logging.getLogger(__name__)
 
+LARGE_CROP = 256
 VARIATIONS: tuple[dict[str, Any], ...] = (
     {},
     {"codebook.evidence": "handmade"},
     {"superpixels.size": 12.0},
     {"superpixels.size": 32.0},
     {"losses.continuity": 0.3},
-    {"patches.crop": 256},
+    {"patches.crop": LARGE_CROP},
 )
 """Settings that are tried over those given, in this order; then they all come again with the next seed."""
 
@@ -140,7 +142,9 @@ def tune(
             earlier.unlink()
     done: list[Trial] = []
     start, longest = time.monotonic(), 0.0
-    for number, changes in enumerate(_candidates(settings, trials)):
+    given = settings.patches.crop
+    no_crops = given is not None and _all_fit(source, min(given, LARGE_CROP), settings)
+    for number, changes in enumerate(_candidates(settings, trials, no_crops=no_crops)):
         run = Run(folder / "trials" / f"{number:02d}")
         here = resume and run.description.exists()
         if done and not here and time.monotonic() - start + longest > seconds:
@@ -160,11 +164,23 @@ def tune(
     return load(folder / "trials" / f"{ranked[0].number:02d}", device=device), ranked
 
 
-def _candidates(settings: Settings, trials: int | None) -> Iterator[dict[str, Any]]:
+def _all_fit(source: ImageSource, side: int, settings: Settings) -> bool:
+    """Whether a crop of some side is the whole of each working image, so that a larger one is the same."""
+    scale = 1.0 if settings.images.scale == "auto" else settings.images.scale
+    try:
+        return all(max(image_size(source, k)) * scale <= side for k in range(len(source)))
+    except InputError:
+        # One that cannot be read is told where it is trained on.
+        return False
+
+
+def _candidates(settings: Settings, trials: int | None, *, no_crops: bool = False) -> Iterator[dict[str, Any]]:
     """Variations that differ from the settings given and from each other, then the same with the next seeds."""
     given = flat(settings.model_dump())
     varied: list[dict[str, Any]] = [{}]
     for variation in VARIATIONS[1:]:
+        if no_crops and "patches.crop" in variation:
+            continue
         changes = {name: value for name, value in variation.items() if given[name] != value}
         after = parse_settings(merged(settings.model_dump(), nested(changes)))
         changes = {name: value for name, value in changes.items() if _matters(after, name.partition(".")[0])}
