@@ -236,27 +236,16 @@ class Results:
         return self.folder / "labels" / f"{name}{self.suffix}"
 
     def _read_summary(self) -> dict[str, Any]:
-        with self._readable(self.summary):
+        with _readable(self.summary):
             return dict(json.loads(self.summary.read_text(encoding="utf-8")))
-
-    @staticmethod
-    @contextmanager
-    def _readable(path: Path) -> Iterator[None]:
-        """Turn what is wrong with a file that may be anybody's into an error for people."""
-        try:
-            yield
-        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(f"expected a readable {path} to go on from, but: {error!r}; use `--overwrite`") from error
 
     def _written(self) -> dict[str, dict[str, Any]]:
         """Images written so far, {name: {"sha256": of the image, "areas": {class: pixels}}}."""
         summary = self._read_summary()
-        with self._readable(self.summary):
+        with _readable(self.summary):
             entries = _entries(summary.get("images", {}))
             self.unreadable = dict(summary.get("unreadable", {}))
-        with self._readable(self.journal):
+        with _readable(self.journal):
             for record in read_lines(self.journal):
                 if "upto" in record:
                     self._upto = max(self._upto, int(record["upto"]))
@@ -392,6 +381,17 @@ class Results:
         for video in self.videos.values():
             video.remove_parts()
         self._forget()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what is wrong with a file that may be anybody's into an error for people."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"expected a readable {path} to go on from, but: {error!r}; use `--overwrite`") from error
 
 
 def is_plain(name: str) -> bool:

@@ -38,7 +38,7 @@ from spwnet.errors import RunError, SettingsError, SpwnetError
 from spwnet.model import WNet
 from spwnet.naming import ClassMap, read_classes
 from spwnet.preparation import Normalisation
-from spwnet.storage import append_line, atomic_write, claimed, prepare_folder, read_lines, write_json
+from spwnet.storage import LOCK, append_line, atomic_write, claimed, prepare_folder, read_lines, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -266,9 +266,11 @@ class Run:
         OutputError
             If it cannot be written or is not empty.
         """
-        # Left by a crash before there was a run.json.
-        with suppress(OSError):
-            self.previews.rmdir()
+        there = {entry.name for entry in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if there <= {LOCK, self.previews.name}:
+            # Left by a crash before there was a run.json; if it holds something, that is told below.
+            with suppress(OSError):
+                self.previews.rmdir()
         prepare_folder(self.folder, overwrite=overwrite)
         prepare_folder(self.previews, overwrite=overwrite)
         stale = [
