@@ -359,7 +359,7 @@ def test_what_an_earlier_job_left_damaged_is_refused_or_overwritten(model, folde
 
 
 def test_overlays_of_images_longer_than_a_jpeg_are_thinned(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("spwnet.prediction.MOST_SIDE", 50)
+    monkeypatch.setattr("spwnet.prediction.MOST_JPEG", 50)
     spwnet.segment(model, [picture(0)], tmp_path / "out", overlays="full")
     with Image.open(tmp_path / "out" / "overlays" / "image_0000.jpg") as drawn:
         assert drawn.size == (26, 20)

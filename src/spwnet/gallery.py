@@ -11,7 +11,7 @@ import numpy as np
 
 from spwnet.errors import InputError, RunError
 from spwnet.images import label_image, open_images
-from spwnet.outputs import MOST_SIDE, write_labels, write_picture
+from spwnet.outputs import MOST_JPEG, write_labels, write_picture
 from spwnet.storage import prepare_folder, write_json
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def make_gallery(
     exhibits = []
     for index in chosen:
         shape = labels[index].shape
-        step = math.ceil(max(math.sqrt(shape[0] * shape[1] / MOST_PIXELS), max(shape) / MOST_SIDE))
+        step = math.ceil(max(math.sqrt(shape[0] * shape[1] / MOST_PIXELS), max(shape) / MOST_JPEG))
         thinned = (slice(None, None, step), slice(None, None, step))
         doubt = None if uncertainty is None else uncertainty[index][thinned]
         exhibits.append(

@@ -19,7 +19,7 @@ from spwnet.errors import InputError
 from spwnet.filters import interpolated
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
-from spwnet.outputs import MOST_SIDE
+from spwnet.outputs import MOST_JPEG
 from spwnet.preparation import SMOOTH, Prepared, display, prepare, restore
 from spwnet.results import Prediction
 from spwnet.steadying import steady
@@ -178,7 +178,7 @@ def thinning(shape: Sequence[int], most_pixels: int | None) -> int:
     most_pixels : int or None
         And so many pixels at most, if given.
     """
-    step = math.ceil(max(shape[:2]) / MOST_SIDE)
+    step = math.ceil(max(shape[:2]) / MOST_JPEG)
     return step if most_pixels is None else max(step, math.ceil(math.sqrt(shape[0] * shape[1] / most_pixels)))
 
 
