@@ -267,6 +267,8 @@ def test_a_segmentation_that_was_stopped_is_resumed(model, folder, tmp_path, mon
         if state.done == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
+    with pytest.raises(Stopped, match="stopped after 2 of 3 images; nothing was kept"):
+        spwnet.segment(model, folder, on_progress=press)
     with pytest.raises(Stopped, match="stopped after 2 of 3 images; go on by `--resume`"):
         spwnet.segment(model, folder, out, on_progress=press)
     assert json.loads((out / "segmentation.json").read_text())["complete"] is False
@@ -296,6 +298,71 @@ def test_resuming_with_other_images_or_without_a_file_does_them_again(model, pic
     assert result.areas == spwnet.segment(model, changed, tmp_path / "fresh").areas
     for name, labels in read_labels(tmp_path / "fresh").items():
         np.testing.assert_array_equal(read_labels(out)[name], labels)
+
+
+def test_resuming_what_is_finished_changes_no_file(model, folder, tmp_path):
+    out = tmp_path / "out"
+    spwnet.segment(model, folder, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    spwnet.segment(model, folder, out, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_where_one_image_is_missing_says_so_until_it_is_there(model, folder, tmp_path):
+    out = tmp_path / "out"
+    whole = spwnet.segment(model, folder, out)
+    (out / "labels" / "frame_02.png").unlink()
+
+    def crash(_):
+        assert json.loads((out / "segmentation.json").read_text())["complete"] is False
+        raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        spwnet.segment(model, folder, out, resume=True, on_progress=crash)
+    assert spwnet.segment(model, folder, out, resume=True).areas == whole.areas
+    assert json.loads((out / "segmentation.json").read_text())["complete"] is True
+
+
+def test_an_image_that_can_be_read_no_more_is_left_out_on_resuming(model, folder, tmp_path, caplog):
+    out = tmp_path / "out"
+    spwnet.segment(model, folder, out)
+    broken = folder / "frame_02.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    spwnet.segment(model, folder, out, resume=True)
+    assert "frame_02 is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("segmentation.json", "{half"),
+        ("segmentation.json", '{"images": [1]}'),
+        ("segmentation.json", '{"images": {"a": 1}}'),
+        ("segmentation.json", '{"images": {"frame_01": {"sha256": "0"}}}'),
+        ("segmentation.json", '{"unreadable": 3}'),
+        ("segmentation.json", "[" * 100_000),
+        ("images.jsonl", '{"upto": 3}\n'),
+        ("images.jsonl", '{"sha256": "0"}\n'),
+        ("images.jsonl", "{half\n{}\n"),
+        ("images.jsonl", "[" * 100_000 + "\n{}\n"),
+    ],
+)
+def test_what_an_earlier_job_left_damaged_is_refused_or_overwritten(model, folder, tmp_path, caplog, damage):
+    out, (name, text) = tmp_path / "out", damage
+    spwnet.segment(model, folder, out)
+    (out / name).write_text(text)
+    with pytest.raises(OutputError, match=rf"{name}|its 'model' differs"):
+        spwnet.segment(model, folder, out, resume=True)
+    spwnet.segment(model, folder, out, overwrite=True)
+    assert "may be left" in caplog.text
+    assert json.loads((out / "segmentation.json").read_text())["complete"] is True
+
+
+def test_overlays_of_images_longer_than_a_jpeg_are_thinned(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("spwnet.prediction.MOST_JPEG", 50)
+    spwnet.segment(model, [picture(0)], tmp_path / "out", overlays="full")
+    with Image.open(tmp_path / "out" / "overlays" / "image_0000.jpg") as drawn:
+        assert drawn.size == (26, 20)
 
 
 def test_overwriting_leaves_no_label_of_the_earlier_model(model, folder, tmp_path):
@@ -480,6 +547,36 @@ def test_evaluate_prefers_the_same_name_and_leaves_out_void(tmp_path, caplog):
         spwnet.evaluate([truth], [truth], ignore=[0, 1])
 
 
+def test_evaluate_tells_who_is_left_without_a_partner(tmp_path, caplog):
+    truth = np.arange(12, dtype=np.uint8).reshape(3, 4) // 6
+    predicted = save_labels(tmp_path / "p", dict.fromkeys(("a1", "a2", "a3"), truth))
+    assert (
+        spwnet.evaluate(predicted, save_labels(tmp_path / "t", dict.fromkeys(("a1", "b2", "b3"), truth)))["images"] == 1
+    )
+    assert "2 of 3 predicted images have no truth, 'a2' first" in caplog.text
+    assert "2 of 3 truths are of no predicted image, 'b2' first" in caplog.text
+    with caplog.at_level(logging.INFO):
+        spwnet.evaluate(predicted, save_labels(tmp_path / "o", dict.fromkeys(("x", "y", "z"), truth)))
+    assert "paired by order" in caplog.text
+
+
+def test_evaluate_names_the_image_that_holds_no_integers(tmp_path):
+    truth = np.arange(12, dtype=np.uint8).reshape(3, 4) // 6
+    for predicted, true in (([truth, truth / 2], [truth] * 2), ([truth] * 2, [truth, truth / 2])):
+        with pytest.raises(InputError, match="expected integer labels in 'image_0001', but got float64"):
+            spwnet.evaluate(predicted, true)
+
+
+def test_names_of_thousands_are_paired_at_once():
+    from types import SimpleNamespace
+
+    from spwnet.evaluation import _paired
+
+    ours = SimpleNamespace(names=tuple(f"f_{k}" for k in range(20_000)))
+    theirs = SimpleNamespace(names=tuple(f"f_{k}_{a}" for k in range(20_000) for a in range(2)))
+    assert _paired(ours, theirs)[-1] == (19_999, [39_998, 39_999])
+
+
 def test_evaluate_ignores_void(tmp_path):
     truth = np.array([[0, 1, 1, 255]] * 4)
     predicted = np.array([[0, 1, 1, 0]] * 4)
@@ -498,3 +595,43 @@ def test_public_names():
     assert all(getattr(spwnet, name) is not None for name in spwnet.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = spwnet.nothing
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels.classes": "auto", "labels.merge": [[0, 1]]}, "expected a number of classes by `labels.classes`"),
+        (
+            {"labels.classes": "auto", "labels.reassign": [{"source": 0, "smaller_than": 9, "to": 1}]},
+            "that the ids in `labels.reassign` are of",
+        ),
+        ({"labels": {"classes": "auto", "named": [{"id": 0, "name": "a", "members": [0, 1]}]}}, "class 2 is in none"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused_before_training(folder, tmp_path, changes, message):
+    settings = make_settings(overrides={**TINY, "labels.classes": "auto"} | changes)
+    for images in (folder, spwnet.open_volume(np.zeros((30, 30, 30), np.uint8))):
+        with pytest.raises(SettingsError, match=message):
+            spwnet.train(images, tmp_path / "run", settings=settings, on_progress=lambda _: pytest.fail("trained"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"suffix": ".zarr"}, r"expected a label image named .png, .tif, .tiff, but got '\.zarr'"),
+        ({"suffix": ".mp4", "rate": 0}, "expected a rate above"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_training(folder, tiny, tmp_path, options, message):
+    with pytest.raises(SpwnetError, match=message):
+        spwnet.run(folder, tmp_path / "out", settings=tiny, on_progress=lambda _: pytest.fail("trained"), **options)
+    assert not (tmp_path / "out" / "run").exists()
+
+
+def test_surfaces_of_classes_that_cannot_be_are_refused_before_training(tmp_path):
+    volume = spwnet.open_volume(np.zeros((30, 30, 30), np.uint8))
+    for changes, most in (({}, 3), ({"labels.classes": "auto", "codebook.finest": 6}, 5)):
+        settings = make_settings(overrides=TINY | changes)
+        with pytest.raises(SettingsError, match=f"expected classes 0 to {most} for surfaces, but got 6"):
+            spwnet.run(volume, tmp_path / "out", settings=settings, meshes=(1, 6))

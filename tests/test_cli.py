@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 import spwnet
 from spwnet import api, cli
 from spwnet.cli.progress import duration
+from spwnet.cli.reading import read_frames
 from spwnet.config import make_settings, setting_names
 from tests.conftest import SOLID, TINY, phantom
 
@@ -189,6 +191,9 @@ def test_info_lists_every_setting_and_the_versions(capsys):
         (["train", "frames", "--run", "r", "--settings", "no.toml"], "there is no such file"),
         (["train", "frames", "--run", "r", "--frames", "1,x"], 'expected frames like "10,123,270"'),
         (["train", "frames", "--run", "r", "--frames", "5:1"], "expected at least one frame"),
+        (["train", "frames", "--run", "r", "--frames", "5:1,3"], "expected at least one frame, but '5:1' holds none"),
+        (["train", "frames", "--run", "r", "--frames", "1:3:1:1"], 'expected frames like "10,123,270"'),
+        (["tune", "scan.h5", "--out", "o"], "expected images to tune on, but got a volume"),
         (["train", "frames", "--run", "r", "--frames", "99"], "there is no frame 99"),
         (["train", "frames", "--run", "r", "--device", "gpu"], "expected a device of this machine"),
         (["train", "frames", "--run", "frames"], "overwrite"),
@@ -399,3 +404,43 @@ def test_a_training_can_be_watched(folder, tmp_path, capsys):
     other = ["run", folder, "--out", tmp_path / "out", *FLAGS, "--tensorboard", tmp_path / "second"]
     succeed(capsys, *other)
     assert list((tmp_path / "second").glob("events.out.tfevents*"))
+
+
+def test_frames_go_both_ways_and_include_their_stop():
+    assert read_frames("10:1:-3,2:4,7") == [10, 7, 4, 1, 2, 3, 4, 7]
+    assert read_frames("1:400:200,2.5s") == [1, 201, "2.5s"]
+
+
+def test_any_character_is_printed_where_the_terminal_has_it_not(monkeypatch):
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, "ascii"))
+    assert cli.main(["info", "--settings"]) == 0
+    assert b"\\u03b2 of the reconstruction" in stream.getvalue()
+
+
+def test_nobody_reading_on_is_no_error(monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert cli.main(["info", "--settings"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_settings_are_listed_as_they_are_read(capsys):
+    lines = succeed(capsys, "info", "--settings").splitlines()
+    assert 'patches.columns = ["none", "none"]' in lines
+    assert 'superpixels.count = "none"' in lines
+    assert all(" = " in name and text.startswith("    ") for name, text in zip(lines[::2], lines[1::2], strict=True))
+
+
+def test_a_number_of_classes_is_for_labels_by_codebook(folder, tmp_path, capsys):
+    succeed(capsys, "train", folder, "--run", tmp_path / "run", *("3" if flag == "4" else flag for flag in FLAGS))
+    arguments = ["segment", tmp_path / "run", folder, "--label-mode", "argmax_of_mean"]
+    assert "expected the 4 classes of the network" in fail(capsys, *arguments, "--out", tmp_path / "a", "--classes", 2)
+    assert "4 classes" in succeed(capsys, *arguments, "--out", tmp_path / "b")
+
+
+def test_the_demo_takes_fewer_classes_than_its_truth_has(tmp_path, capsys):
+    sets = ["--set", "labels.classes=2", "--set", "codebook.evidence='handmade'", "--set", "images.max_pixels=5000"]
+    assert "picture" in succeed(capsys, "demo", "--out", tmp_path / "demo", *sets)

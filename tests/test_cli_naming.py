@@ -161,3 +161,18 @@ def test_training_anew_forgets_the_names(run, folder, capsys):
     spwnet.train(folder, run, settings=make_settings("instant", overrides=TINY), frames=[1], overwrite=True)
     assert not (run / "classes.toml").exists()
     assert not (run / "classes.jsonl").exists()
+
+
+def test_what_is_wrong_is_told_before_anything_is_undone(run, capsys):
+    say(capsys, "classes", run, "merge", "0,1", "--name", "both")
+    before = (run / "classes.toml").read_text()
+    assert "expected no --name with 'undo'" in say(capsys, "classes", run, "undo", "--name", "x", status=1)
+    for action in ("show", "undo", "reset"):
+        assert f"expected nothing after '{action}', but got '3'" in say(capsys, "classes", run, action, 3, status=1)
+    assert (run / "classes.toml").read_text() == before
+
+
+@pytest.mark.parametrize("arguments", [["cut", "²"], ["merge", "²,1"], ["merge", "0,1", "--colour", "red"]])
+def test_what_is_no_number_or_colour_is_told(run, capsys, arguments):
+    assert "error: expected" in say(capsys, "classes", run, *arguments, status=1)
+    assert not (run / "classes.toml").exists()

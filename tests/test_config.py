@@ -76,6 +76,7 @@ def test_preset_then_file_then_overrides(tmp_path):
         ({"labels.merge": [[-1, 1]]}, "class ids of at least 0"),
         ({"labels.merge": [[0, 32]]}, "class ids below 32 under `labels`, but got 32"),
         ({"labels.reassign": [{"source": 1, "smaller_than": 9, "to": 70}]}, "class ids below 32 .* but got 70"),
+        ({"labels.classes": 4, "labels.merge": [[0, 30]]}, "class ids below 4 under `labels`, but got 30"),
         ({"labels.classes": 33}, "at most `codebook.finest = 32` classes, but got 33"),
         ({"version": SETTINGS_VERSION + 1}, "or older, but got format 2; update spwnet"),
         ({"training.epochs": "many"}, "'training.epochs': .* but got 'many'"),
@@ -112,3 +113,30 @@ def test_settings_are_frozen_and_every_one_is_described():
     assert "losses.tau_continuity" in names
     assert all(description.endswith(".") for description in names.values())
     assert LabelSettings().mode == "codebook"
+
+
+def test_a_union_is_one_demand_on_a_setting_that_there_is():
+    with pytest.raises(SettingsError) as caught:
+        make_settings(overrides={"labels.steady": "foo"})
+    assert str(caught.value).startswith("setting 'labels.steady': input should be a valid boolean")
+    assert str(caught.value).endswith(" or 'auto', but got 'foo'")
+
+
+def test_what_is_without_a_value_can_be_said_in_text(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text('images.axes = "none"\n[patches]\ncrop = "none"\nbudget = "none"\ncolumns = [100, "none"]\n')
+    settings = make_settings(file=file, overrides={"superpixels.count": "None"})
+    assert (
+        settings.patches.crop is settings.patches.budget is settings.superpixels.count is settings.images.axes is None
+    )
+    assert settings.patches.columns == (100, None)
+
+
+def test_a_file_that_windows_saved_is_read(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"\xef\xbb\xbfseed = 3\n")
+    assert make_settings(file=file).seed == 3
+
+
+def test_descriptions_are_one_line():
+    assert not any("\n" in description for description in setting_names().values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,11 +29,12 @@ def test_measures_of_the_finest_classes(shown):
     assert [entry["pixels"] for entry in shown.classes] == [600 - 9 * 15, 9 * 15, 0, 120, 0]
     assert [entry["means"] for entry in shown.classes] == [[0, 1], [100, 1], None, [300, 1], None]
     assert [entry["uncertainty"] for entry in shown.classes] == [0, 0.25, None, 0.75, None]
-    # the pixel that is farthest from other classes
-    image, row, column = shown.classes[1]["place"]
-    assert (image, row) == (0, 9)
-    assert 14 <= column <= 20
-    assert shown.classes[2]["place"] is None
+
+
+def test_the_size_of_a_stored_image_comes_back(shown, tmp_path):
+    exhibits = tuple(replace(one, stored=size) for one, size in zip(shown.exhibits, ((40, 60), None), strict=True))
+    write_gallery(tmp_path, replace(shown, exhibits=exhibits))
+    assert [one.stored for one in read_gallery(tmp_path).exhibits] == [(40, 60), None]
 
 
 def test_files_of_a_gallery_come_back(shown, tmp_path):
@@ -45,6 +47,21 @@ def test_files_of_a_gallery_come_back(shown, tmp_path):
         np.testing.assert_allclose(after.uncertainty, before.uncertainty, atol=0.5 / 255)
         # JPEG at quality 90
         assert np.abs(after.picture.astype(int) - before.picture).mean() < 20
+
+
+def test_a_gallery_that_says_more_of_its_classes_is_read(shown, tmp_path):
+    write_gallery(tmp_path, shown)
+    path = tmp_path / "gallery.json"
+    path.write_text(json.dumps(first_class(json.loads(path.read_text()), place=[0, 9, 14])))
+    assert read_gallery(tmp_path).classes[0]["place"] == [0, 9, 14]
+
+
+def test_an_image_longer_than_a_jpeg_is_thinned(tmp_path):
+    shape = (2, 66_000)
+    shown = make_gallery(["line"], [np.zeros((*shape, 3), np.uint8)], [np.zeros(shape, np.int32)],
+                         [np.zeros((*shape, 1))], None, [((0, 2), (0, 66_000))], 1)  # fmt: skip
+    write_gallery(tmp_path, shown)
+    assert read_gallery(tmp_path).exhibits[0].labels.shape == (1, 33_000)
 
 
 def test_large_images_are_thinned_and_only_a_few_are_kept(monkeypatch):
@@ -87,11 +104,13 @@ def first_class(described, **changes):
         (lambda d: damaged(d, classes=d["classes"][:3]), "classes of 'b' are not among 3"),
         (lambda d: first_class(d, pixels="x"), "measures of class 0 are none"),
         (lambda d: first_class(d, means=[float("nan")]), "measures of class 0"),
-        (lambda d: first_class(d, place=[9, 0, 0]), "measures of class 0"),
+        (lambda d: first_class(d, uncertainty="x"), "measures of class 0"),
         (lambda d: damaged(d, classes=[{}] * 5), "pixels"),
         (lambda d: damaged(d, images=[{**d["images"][0], "shape": [3, 3]}]), r"'a' is \(3, 3\), but its files are"),
         (lambda d: damaged(d, images=[{**d["images"][0], "region": [[4, 4], [0, 2]]}]), "shows rows 4 to 4"),
         (lambda d: damaged(d, images=[{**d["images"][0], "region": 3}]), "training images of a run"),
+        (lambda d: damaged(d, images=[{**d["images"][0], "stored": [39, 60]}]), "columns to 60 of 39×60 pixels"),
+        (lambda d: damaged(d, images=[{**d["images"][0], "stored": 3}]), "training images of a run"),
     ],
 )  # fmt: skip
 def test_damaged_galleries(shown, tmp_path, change, message):

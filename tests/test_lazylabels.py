@@ -126,6 +126,7 @@ def test_volume_equal_to_segment_volume(solid_model):
     told = []
     assert plain.compute(told.append).complete
     assert told
+    assert not plain._kept._store.is_ready(0), "what is kept whole is not kept in pieces as well"
     assert np.array_equal(plain, expected)
     assert np.array_equal(found, spwnet.segment_volume(solid_model, volume, classes=named).labels)
     by_plane = found.with_classes(named, by_plane=True)
@@ -135,6 +136,26 @@ def test_volume_equal_to_segment_volume(solid_model):
     assert np.array_equal(by_plane[7], found[7])
     assert by_plane.complete
     assert copy.deepcopy(found) is found
+
+
+def test_what_is_kept_is_written_into_by_nobody(model, solid_model):
+    volume = spwnet.open_volume(phantom((40, 24, 22)))
+    for found in (
+        LazyLabels(solid_model, volume),
+        LazyLabels(solid_model, volume).compute(),
+        LazyLabels(model, Counted()),
+    ):
+        before = found.finest(1).copy()
+        # What is made anew for each who asks may be written into.
+        if not found.finest(1).flags.writeable:
+            with pytest.raises(ValueError, match="read-only"):
+                found.finest(1)[:] = 0
+        else:
+            found.finest(1)[:] = 0
+        assert np.array_equal(found.finest(1), before)
+    cleaned = LazyLabels(solid_model, volume, classes=solid_model.class_map(4).change(2, remove_objects=60))
+    with pytest.raises(ValueError, match="read-only"):
+        cleaned.plane(1)[:] = 0
 
 
 def test_slices_of_a_volume_one_by_one(model):

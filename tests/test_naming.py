@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spwnet import naming
 from spwnet.codebook import coarser
 from spwnet.config import LabelSettings, NamedClass
 from spwnet.errors import InputError, SettingsError
@@ -271,10 +275,22 @@ def test_scribbles_in_the_size_of_the_image_or_of_the_picture(gallery):
     for marked, names, message in (
         ({"third": stored}, (), "expected scribbles on the training images first, second, but got 'third'"),
         ({"first": stored[:5]}, (), "expected scribbles on 'first' in its size"),
+        ({"first": stored[None]}, (), "expected scribbles on 'first' in its size"),
+        ({"first": -stored.astype(int)}, (), "expected scribbles of 0 .not marked., 1, 2 and so on, but got -2"),
+        (
+            {"first": -stored.astype(int)},
+            ("a", "b"),
+            "expected scribbles of 0 .not marked., 1, 2 and so on, but got -2",
+        ),
         ({"first": stored}, ("a",), "expected scribbles of 1 to 1, as many as there are names, but got 2"),
     ):
         with pytest.raises(SettingsError, match=message):
             points_of_scribbles(marked, gallery, names)
+    exhibits = tuple(replace(one, stored=(20, 6)) for one in gallery.exhibits)
+    known = replace(gallery, exhibits=exhibits)
+    assert points_of_scribbles({"first": stored, "second": small}, known, ["air", "sand"]) == found
+    with pytest.raises(SettingsError, match="expected scribbles on 'first' in its size"):
+        points_of_scribbles({"first": np.pad(stored, 1)}, known)
 
 
 def test_what_a_class_is():
@@ -282,3 +298,62 @@ def test_what_a_class_is():
         NamedClass(id=0, name="a", members=())
     assert not NamedClass(id=0, name="a", members=(0,)).cleans
     assert NamedClass(id=0, name="a", members=(0,), keep_largest=True).cleans
+
+
+def test_what_merging_gives_is_checked_as_what_changing_gives(three):
+    with pytest.raises(SettingsError, match="'colour': string should match pattern"):
+        three.merge([0, 1], colour="red")
+    with pytest.raises(SettingsError, match="'name': expected a name of 1 to 80 printable characters"):
+        three.merge([0, 1], name="a\nb")
+    odd = replace(three, classes=(three.classes[0].model_copy(update={"colour": "red"}), *three.classes[1:]))
+    with pytest.raises(SettingsError, match="'colour': string should match pattern"):
+        odd.labels()
+
+
+def test_trees_of_all_shapes_split_and_inherit_as_their_tables_say():
+    """Against the tables of the tree at each number of classes, one by one."""
+    rng = np.random.default_rng(0)
+    for n in rng.integers(2, 12, 60).tolist():
+        parents = [0, *(int(rng.integers(0, k)) for k in range(1, n))]
+        owner = np.where(rng.random(n) < 0.4, rng.integers(0, 3, n), -1)
+        owner[rng.integers(0, n)] = 0
+        expected = owner.copy()
+        for count in range(n - 1, 0, -1):
+            table = coarser(np.array(parents), count)
+            for k in np.flatnonzero(expected < 0):
+                relatives = owner[(owner >= 0) & (table == table[k])]
+                if len(relatives):
+                    expected[k] = np.bincount(relatives).argmax()
+        np.testing.assert_array_equal(naming._inherited(owner, parents), expected)
+        group = np.flatnonzero(rng.random(n) < 0.6).tolist() or [0]
+        if len(group) > 1:
+            merged = ClassMap.of_tree(n, n, parents).merge(group)
+            tops = next(found for count in range(2, n + 1)
+                        if len(np.unique(found := coarser(np.array(parents), count)[group])) > 1)  # fmt: skip
+            wanted = sorted(np.array(group)[tops == k].tolist() for k in np.unique(tops))
+            after = merged.split(merged.find(group[0]).id)
+            assert all(any(list(one.members) == part for one in after.classes) for part in wanted)
+
+
+def test_thousands_of_classes_inherit_and_are_checked_at_once():
+    n = 4096
+    classes = ClassMap.of_tree(n, n, [0, *range(n - 1)])
+    labels = [np.arange(n, dtype=np.int32).reshape(64, 64)]
+    found = from_points(classes, labels, {"a": [(0, 0, 0)], "b": [(0, 63, 63)]})
+    assert [len(one.members) for one in found.classes] == [1, n - 1]
+    values = ClassMap.of_tree(65_536, 65_536).to_json()
+    assert len(ClassMap((), 65_536).from_json(values).classes) == 65_536
+
+
+@pytest.mark.parametrize("model", ['x"y', 3, ""])
+def test_a_fingerprint_that_is_none(three, tmp_path, model):
+    path = tmp_path / "classes.toml"
+    path.write_text(three.to_toml().replace(f'"{MODEL}"', json.dumps(model)))
+    with pytest.raises(SettingsError, match="expected the fingerprint of a model in hexadecimal digits"):
+        read_classes(path)
+
+
+def test_a_file_that_windows_saved_is_read(three, tmp_path):
+    path = tmp_path / "classes.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + three.to_toml().encode())
+    assert read_classes(path).classes == three.classes

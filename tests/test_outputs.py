@@ -123,6 +123,16 @@ class TestPicture:
         with pytest.raises(OutputError, match=r"picture named \.png, \.jpg, \.jpeg, but got 'x\.gif'"):
             outputs.write_picture(tmp_path / "x.gif", rgb)
 
+    def test_a_picture_too_long_for_jpeg(self, tmp_path):
+        picture = np.zeros((1, 70_000, 3), np.uint8)
+        with pytest.raises(
+            OutputError, match=r"at most 65,500 pixels .* but got 1×70,000; leave out `--full-overlays`"
+        ):
+            outputs.write_picture(tmp_path / "x.jpg", picture)
+        assert files(tmp_path) == []
+        outputs.write_picture(tmp_path / "x.jpg", picture[:, :65_500])
+        outputs.write_picture(tmp_path / "x.png", picture)
+
 
 class TestOverlay:
     COLOURS = np.array([[0, 100, 200], [255, 0, 0]], np.uint8)

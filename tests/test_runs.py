@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import safetensors.torch
 import torch
 
 import spwnet
-from spwnet.errors import OutputError, RunError
+from spwnet.config import LabelSettings
+from spwnet.errors import OutputError, RunError, SettingsError
 from spwnet.runs import RUN_FORMAT, Run, make_network
 
 
@@ -145,6 +147,100 @@ def test_create_refuses_what_is_there_and_overwrite_clears_only_its_own_files(ru
     assert foreign.read_text() == "mine"
     assert not run.weights.exists()
     assert not list(run.previews.iterdir())
+
+
+def test_a_folder_of_a_run_that_crashed_as_it_began_is_taken(tmp_path):
+    (tmp_path / "previews").mkdir()
+    run = Run(tmp_path)
+    run.create()
+    assert run.previews.is_dir()
+
+
+def checkpoint(run):
+    settings = run.read()[1]
+    network = make_network(settings, 3)
+    optimiser = torch.optim.AdamW(network.parameters())
+    return network, optimiser
+
+
+def test_a_checkpoint_comes_back_with_the_time_that_it_took(run):
+    network, optimiser = checkpoint(run)
+    run.earlier, run.started = 100.0, time.monotonic() - 50
+    run.save_checkpoint(network, optimiser, 1)
+    again = Run(run.folder)
+    assert again.load_checkpoint(network, optimiser) == 1
+    assert 150 <= again.earlier < 200
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({}, {}),
+        ({}, {"step": "x"}),
+        ({"optimiser.x.exp_avg": torch.zeros(1)}, {"step": "1"}),
+        ({"optimiser.0.exp_avg": torch.zeros(1), "optimiser.0.exp_avg_sq": torch.zeros(1)}, {"step": "1"}),
+        ({"optimiser.0.step": torch.zeros(1)}, {"step": "1"}),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_told(run, tensors, metadata):
+    network, optimiser = checkpoint(run)
+    weights = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    safetensors.torch.save_file(weights | tensors, run.checkpoint, metadata=metadata)
+    with pytest.raises(RunError, match=r"expected a checkpoint of this run at .*; start again by `--overwrite`"):
+        run.load_checkpoint(network, optimiser)
+
+
+def test_a_history_without_steps_is_told(run):
+    network, optimiser = checkpoint(run)
+    run.history.write_text('{"total": 1}\n')
+    with pytest.raises(RunError, match="expected a checkpoint of this run"):
+        run.load_checkpoint(network, optimiser)
+
+
+@pytest.mark.parametrize("images", [[{}], [3], 3])
+def test_training_images_that_are_none_are_told_on_resuming(run, images):
+    from tests.conftest import picture
+
+    edit(run, images=images)
+    with pytest.raises(RunError, match=r"expected the training images in .*; start again by `--overwrite`"):
+        spwnet.train([picture(0)], run.folder, settings=run.read()[1], resume=True)
+
+
+def test_undoing_passes_over_what_a_crash_left(run):
+    model = run.load()
+    before = run.class_map(model)
+    after = before.merge([0, 1], name="both")
+    run.save_classes(after)
+    # Remembered, but not followed by what was to come.
+    with run.earlier_classes.open("a") as file:
+        file.write(json.dumps({"classes": after.to_toml()}) + "\n")
+    assert run.undo_classes()
+    assert run.class_map(model) == before
+    assert not run.undo_classes()
+
+
+def test_classes_are_changed_by_one_at_a_time(run):
+    from spwnet.storage import claimed
+
+    classes = run.class_map(run.load()).merge([0, 1])
+    with claimed(run.folder), pytest.raises(OutputError, match="another one writes to it"):
+        run.save_classes(classes)
+    run.save_classes(classes)
+    assert run.classes.exists()
+
+
+def test_classes_by_name_are_of_the_mode_of_training(run):
+    model = run.load()
+    named = model.class_map().labels(LabelSettings(mode="argmax_of_mean"))
+    with pytest.raises(SettingsError, match=r"expected `labels.mode = 'codebook'` for classes by name"):
+        model.members(named)
+
+
+def test_a_number_of_classes_is_for_the_codebook_alone(run):
+    model = run.load()
+    with pytest.raises(SettingsError, match=r"expected the 4 classes of the network .* but got 3; merge some"):
+        model.labels(LabelSettings(mode="argmax_of_mean", classes=3))
+    assert model.n_classes(model.labels(LabelSettings(mode="argmax_of_mean", classes=4))) == 4
 
 
 def test_initial_weights_depend_on_the_seed_alone(run):

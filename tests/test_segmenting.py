@@ -175,6 +175,54 @@ def test_steady_label_images_resume_where_something_is_carried(model, tmp_path):
     assert not list((tmp_path / "out").glob("carried*"))
 
 
+def test_steady_labels_go_on_with_the_same_images_in_the_same_order_alone(model, tmp_path):
+    frames = [scene(k) for k in range(3)]
+    labels = LabelSettings(classes=4, steady=True)
+    out = tmp_path / "out"
+    spwnet.segment(model, frames, out, labels=labels)
+    written = (out / "segmentation.json").read_bytes()
+    spwnet.segment(model, frames, out, labels=labels, resume=True, on_progress=lambda _: pytest.fail("done already"))
+    with pytest.raises(OutputError, match="its 'frames' differs"):
+        spwnet.segment(model, frames, out, labels=labels, frames=[0], resume=True)
+    with pytest.raises(OutputError, match="its 'names' differs"):
+        spwnet.segment(model, frames, out, labels=labels, frames=[0, 2, 1], resume=True)
+    with pytest.raises(OutputError, match="but 'image_0001' is another one or cannot be read"):
+        spwnet.segment(model, [frames[0], 255 - frames[1], frames[2]], out, labels=labels, resume=True)
+    assert (out / "segmentation.json").read_bytes() == written
+    labelled = np.array(Image.open(out / "labels" / "image_0001.png"))
+    (out / "labels" / "image_0001.png").unlink()
+    spwnet.segment(model, frames, out, labels=labels, resume=True)
+    np.testing.assert_array_equal(np.array(Image.open(out / "labels" / "image_0001.png")), labelled)
+
+
+def test_other_frames_of_a_video_do_not_continue_the_first(model, video, tmp_path):
+    for suffix in (".mp4", ".png"):
+        out = tmp_path / suffix[1:]
+        spwnet.segment(model, video, out, frames=[0, 1, 2], suffix=suffix)
+        with pytest.raises(OutputError, match="its 'names' differs"):
+            spwnet.segment(model, video, out, frames=[4, 5, 6], suffix=suffix, resume=True)
+        assert spwnet.segment(model, video, out, frames=[0, 1, 2], suffix=suffix, resume=True).names[0] == "disc_0000"
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_frames_beyond_the_millionth_are_carried_to_and_other_files_are_not(model, tmp_path):
+    frames, labels = [scene(k) for k in range(5)], LabelSettings(classes=4, steady=True)
+
+    def crash(progress):
+        if progress.done == 4:
+            raise RuntimeError("crash")
+
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="crash"):
+        spwnet.segment(model, frames, out, labels=labels, on_progress=crash)
+    (out / "carried_abcdef.npz").write_bytes(b"mine")
+    (out / "carried_000004.npz").rename(out / "carried_1000000.npz")
+    seen = []
+    spwnet.segment(model, frames, out, labels=labels, resume=True, on_progress=seen.append)
+    assert seen[0].total == 5
+    assert [path.name for path in out.glob("carried*")] == ["carried_abcdef.npz"]
+
+
 @pytest.mark.usefixtures("short_parts")
 def test_frames_that_cannot_be_read_are_named_and_left_out(model, video, tmp_path, monkeypatch, caplog):
     original = VideoSource.__getitem__
@@ -231,6 +279,8 @@ def test_what_cannot_become_a_video_is_told_before_work_starts(model, video, tmp
         spwnet.segment(model, sizes, tmp_path / "out", suffix=".mp4")
     with pytest.raises(SettingsError, match="expected a rate above 0"):
         spwnet.segment(model, sizes[:1], tmp_path / "out", suffix=".mp4", rate=0)
+    with pytest.raises(SettingsError, match="expected a rate above"):
+        spwnet.segment(model, sizes[:1], tmp_path / "out", suffix=".mp4", rate=0.0001)
     monkeypatch.setattr(videowriting, "MOST_CLASSES", 2)
     with pytest.raises(OutputError, match="expected 1 to 2 classes in a video"):
         spwnet.segment(model, video, tmp_path / "out")

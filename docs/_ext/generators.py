@@ -116,7 +116,7 @@ def _literals(annotation: Any) -> list[Any]:
 
 
 def _value(value: Any) -> str:
-    return "none" if value is None else json.dumps(value)
+    return json.dumps(value).replace("null", '"none"')
 
 
 def _text(text: str | None) -> str:

@@ -24,7 +24,7 @@ from spwnet.prediction import describe, oversegment, predict
 from spwnet.preparation import measure, to_display, to_unit
 from spwnet.runs import Run, TrainedModel, evidence_kinds, load, make_network
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
-from spwnet.segmenting import Segmentation, segment
+from spwnet.segmenting import Segmentation, check_output, segment
 from spwnet.training import Fitted, Progress, fit, set_up_image, stoppable
 from spwnet.volumes import SliceSource, Volume
 from spwnet.volumesegmenting import VolumeSegmentation, check_options, segment_volume
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 FEW_CLASSES = 3
 """Fewer live classes than this are called a collapse."""
 FEW_ALIVE = 0.25
-"""Share of the network's own classes below which it is told that they died."""
+"""Share of the network's own classes below which a warning says that most died."""
 
 
 @storage.claiming("run")
@@ -103,6 +103,7 @@ def train(
         After Ctrl-C, with everything kept to go on from.
     """
     settings = settings or Settings()
+    _check_labels(settings)
     if isinstance(images, Volume):
         if settings.volumes.mode == "supervoxels":
             if superpixels is not None:
@@ -132,7 +133,7 @@ def train(
         (prepared, None if regions is None else build_graph(regions, prepared.unit, target))
         for prepared, regions in data.pairs
     ]
-    start = time.monotonic()
+    start = _start(directory)
     with stoppable() as should_stop, Audience(watch) as audience:
         inputs = [prepared for prepared, _ in pairs]
         audience.show(previews.snapshot(0, [image.name for image in inputs], [image.unit for image in inputs]))
@@ -175,8 +176,11 @@ def train(
             described = [*descriptors]
             evidence = evidence_kinds(settings, data.info["channels"])
             codebook = fit_codebook(descriptors, evidence, settings.codebook.finest, settings.seed)
-        data.info["seconds"] = round(time.monotonic() - start, 1)
+        data.info["seconds"] = _seconds(start, directory)
         model = TrainedModel(network, settings, data.normalisation, data.info, codebook, target)
+        if directory is not None:
+            # Before the classes of the settings are looked at, which may be more than there are.
+            directory.save_model(network, codebook)
         triples = [(*pair, known) for pair, known in zip(pairs, described, strict=True)]
         labels, doubts = zip(
             *(predict(model, image, graph, settings.labels, known) for image, graph, known in triples), strict=True
@@ -188,7 +192,6 @@ def train(
         data.info["score"] = round(_score(model, pairs, finest), 4)
         data.info |= _ending(fitted, settings)
         if directory is not None:
-            directory.save_model(network, codebook)
             write_gallery(directory.gallery, _gallery(model, inputs, finest, doubts))
         if directory is not None or audience:
             _show(directory, audience, _snapshot(fitted.steps if fitted else 0, model, inputs, labels))
@@ -248,7 +251,7 @@ def _train_volume(
     stored = [_plane(grid.stored(core), axis) for axis, core in zip(axes, cores, strict=True)]
     values = [image.pixels[plane] for image, plane in zip(raw, stored, strict=True)]
     units = [to_unit(pixels, normalisation) for pixels in values]
-    start = time.monotonic()
+    start = _start(directory)
     with stoppable() as should_stop, Audience(watch) as audience:
         audience.show(previews.snapshot(0, names, units))
 
@@ -263,26 +266,25 @@ def _train_volume(
             on_preview=on_preview if directory is not None or audience else None,
             should_stop=should_stop, should_keep=audience.keep,
         )  # fmt: skip
-        info["seconds"] = round(time.monotonic() - start, 1)
+        info["seconds"] = _seconds(start, directory)
         network = None if fitted is None else fitted.network
         model = TrainedModel(network, settings, normalisation, info, codebook, target)
-        found = [predict_part(model, volume, grid.stored(core), settings.labels) for core in cores]
+        if directory is not None:
+            directory.save_model(network, codebook)
+        finest = [predict_part(model, volume, grid.stored(core), model.finest_labels()) for core in cores]
+        found = [model.members(settings.labels)[labels] for labels in finest]
         info["classes"] = _classes_in_use(found, model)
         info |= _ending(fitted, settings)
         if directory is not None:
-            directory.save_model(network, codebook)
-            finest = [
-                _first(predict_part(model, volume, grid.stored(core), model.finest_labels()), axis)
-                for axis, core in zip(axes, cores, strict=True)
-            ]
             gallery = make_gallery(
                 names,
                 [to_display(unit) for unit in units],
-                finest,
+                [_first(labels, axis) for axis, labels in zip(axes, finest, strict=True)],
                 values,
                 None,
                 [((rows.start, rows.stop), (columns.start, columns.stop)) for rows, columns in stored],
                 model.n_finest,
+                [image.pixels.shape[:2] for image in raw],
             )
             write_gallery(directory.gallery, gallery)
         if directory is not None or audience:
@@ -304,6 +306,42 @@ def _check_stop(directory: Run | None, should_stop: Callable[[], bool]) -> None:
         if directory is not None:
             where = f"the model is in {directory.folder}"
         raise Stopped(f"stopped after training, which is finished: {where}")
+
+
+def _check_labels(settings: Settings) -> None:
+    """Check before training that classes that are asked for by their ids can be there after it.
+
+    Raises
+    ------
+    SettingsError
+    """
+    labels = settings.labels
+    members = {k for one in labels.named for k in one.members}
+    missing = sorted(set(range(settings.most_classes)) - members)
+    if labels.named and missing:
+        raise SettingsError(
+            f"expected each of the {settings.most_classes} finest classes in one class of `labels.named`, but class "
+            f"{missing[0]} is in none; name classes after training, by `spwnet classes`"
+        )
+    if labels.mode == "codebook" and labels.classes == "auto" and (labels.merge or labels.reassign):
+        which = "merge" if labels.merge else "reassign"
+        raise SettingsError(
+            f"expected a number of classes by `labels.classes` that the ids in `labels.{which}` are of, but got "
+            "'auto', which is known after training alone; give one, or merge after training, by `spwnet classes`"
+        )
+
+
+def _start(directory: Run | None) -> float:
+    """Note when the training began, for its checkpoints as well."""
+    now = time.monotonic()
+    if directory is not None:
+        directory.started = now
+    return now
+
+
+def _seconds(start: float, directory: Run | None) -> float:
+    """Return how long the training took, before it was resumed as well."""
+    return round(time.monotonic() - start + (0.0 if directory is None else directory.earlier), 1)
 
 
 def _plane(region: Region, axis: int) -> tuple[slice, slice]:
@@ -334,6 +372,7 @@ def _gallery(
         doubts,
         [image.frame.region for image in images],
         model.n_finest,
+        [image.frame.shape for image in images],
     )
 
 
@@ -484,27 +523,38 @@ def run(
     folder = Path(output)
     storage.check_folder(folder, overwrite=overwrite, resume=resume)
     settings = settings or Settings()
+    both: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
     if isinstance(images, Volume):
-        again: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
         blocks["suffix"] = suffix or ".tif"
         check_options(**blocks)
+        most = _most_ids(settings)
+        if max(blocks.get("meshes", ()), default=0) >= most:
+            raise SettingsError(f"expected classes 0 to {most - 1} for surfaces, but got {max(blocks['meshes'])}")
         model = train(
-            images, folder / "run", settings=settings, frames=frames, superpixels=superpixels, watch=watch, **again
+            images, folder / "run", settings=settings, frames=frames, superpixels=superpixels, watch=watch, **both
         )
-        return model, segment_volume(model, images, folder / "segmentation", **blocks, **again)
+        return model, segment_volume(model, images, folder / "segmentation", **blocks, **both)
     if blocks:
         raise TypeError(f"run() got the argument {next(iter(blocks))!r}, which is for volumes alone or unknown")
     source = open_images(images, settings.images.axes)
     check_same_channels(source)
-    places: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
+    check_output(source, range(len(source)), suffix, rate)
     model = train(
-        source, folder / "run", settings=settings, frames=frames, superpixels=superpixels, watch=watch, **places
+        source, folder / "run", settings=settings, frames=frames, superpixels=superpixels, watch=watch, **both
     )
     segmented = segment(
         model, source, folder / "segmentation", superpixels=superpixels, suffix=suffix, rate=rate,
-        overlays=overlays, uncertainty=uncertainty, **places,
+        overlays=overlays, uncertainty=uncertainty, **both,
     )  # fmt: skip
     return model, segmented
+
+
+def _most_ids(settings: Settings) -> int:
+    """Return what ids of classes will be below, as far as settings tell."""
+    labels = settings.labels
+    if labels.named:
+        return max(one.id for one in labels.named) + 1
+    return settings.most_classes if labels.mode != "codebook" or labels.classes == "auto" else labels.classes
 
 
 def _begin(
@@ -529,13 +579,19 @@ def _check_resumable(directory: Run, settings: Settings, info: dict[str, Any]) -
     """Check that a run is of these settings and images; return whether it is finished."""
     before, old_settings, _ = directory.read()
     if old_settings != settings:
-        ours, theirs = (flat(one.model_dump()) for one in (settings, old_settings))
-        odd = next(key for key in ours if ours[key] != theirs[key])
+        now, then = (flat(one.model_dump()) for one in (settings, old_settings))
+        odd = next(key for key in now if now[key] != then[key])
         raise RunError(
-            f"expected the settings of the run in {directory.folder} to go on with it, but `{odd}` was {theirs[odd]} "
-            f"and is now {ours[odd]}; use the same settings or another directory"
+            f"expected the settings of the run in {directory.folder} to go on with it, but `{odd}` was {then[odd]} "
+            f"and is now {now[odd]}; use the same settings or another directory"
         )
-    if [image["sha256"] for image in before.get("images", [])] != [image["sha256"] for image in info["images"]]:
+    try:
+        theirs = [image["sha256"] for image in before.get("images", [])]
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"expected the training images in {directory.description}, but: {error!r}; start again by `--overwrite`"
+        ) from error
+    if theirs != [image["sha256"] for image in info["images"]]:
         raise RunError(
             f"expected the training images of the run in {directory.folder} to go on with it, but got others; "
             "use the same images or another directory"

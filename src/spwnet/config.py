@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from spwnet.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 SETTINGS_VERSION = 1
 
@@ -29,10 +30,17 @@ def _fraction(value: object) -> object:
     return value
 
 
+def _none(value: object) -> object:
+    """Read "none", because TOML has no word for it."""
+    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+
 Scale = Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=8, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Span = tuple[int | None, int | None]
+NoneText = BeforeValidator(_none)
+End = Annotated[int | None, NoneText]
+Span = tuple[End, End]
 
 
 def _printable(name: str) -> str:
@@ -60,7 +68,7 @@ class ImageSettings(_Section):
     """Strength of the unsharp mask."""
     normalise: Literal["standardise", "range"] = "standardise"
     """Input of the network: zero mean and unit variance per channel, or the range 0…1 as it is."""
-    axes: str | None = None
+    axes: Annotated[str | None, NoneText] = None
     """Order of the axes of arrays and TIFF pages, for example "YXC" or "TYX"; read from the file if not given."""
 
     @model_validator(mode="after")
@@ -78,17 +86,17 @@ class ImageSettings(_Section):
 class PatchSettings(_Section):
     """Random patches drawn from the training images for each mini-batch."""
 
-    crop: int | None = Field(192, ge=1)
-    """Side of the part of each training image, drawn at random, that a step sees in working pixels; None: all of it."""
+    crop: Annotated[int | None, NoneText] = Field(192, ge=1)
+    """Side, in working pixels, of the random crop of each training image that a step sees; "none": all of it."""
 
-    schedule: tuple[tuple[int, int, int], ...] | None = None
+    schedule: Annotated[tuple[tuple[int, int, int], ...] | None, NoneText] = None
     """Explicit list of (height, width, patches per mini-batch)."""
     sides: tuple[int, ...] = ()
     """Side lengths to generate a schedule from: every (height, width) pair within a factor of two."""
-    budget: int | None = Field(None, ge=1)
-    """Pixels of one size in a mini-batch, for a generated schedule; None: four patches of the largest side squared."""
+    budget: Annotated[int | None, NoneText] = Field(None, ge=1)
+    """Pixels of one size in a mini-batch, for a generated schedule; "none": four times the largest side squared."""
     rows: Span = (None, None)
-    """Rows of the working image (start, stop) that patches are drawn from, as in a Python slice."""
+    """Rows of the working image (start, stop) that patches are drawn from, as in a Python slice; "none": its end."""
     columns: Span = (None, None)
     """Columns of the working image that patches are drawn from, as in a Python slice."""
 
@@ -111,13 +119,13 @@ class SuperpixelSettings(_Section):
     """SLIC, label images of the user's, or none (dense mode: every loss and label at the pixels)."""
     size: float = Field(20.0, ge=1, allow_inf_nan=False)
     """Pixels in one superpixel on average, unless `count` is given."""
-    count: int | None = Field(None, ge=1)
+    count: Annotated[int | None, NoneText] = Field(None, ge=1)
     """Superpixels asked for in one image; SLIC makes about as many, not exactly."""
     compactness: float = Field(10.0, gt=0, allow_inf_nan=False)
     """Weight of position against colour, on the scale of CIELAB (0…100)."""
     sigma: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Gaussian smoothing before SLIC, in working pixels."""
-    labels: str | None = None
+    labels: Annotated[str | None, NoneText] = None
     """Folder, file or glob of label images, paired with the images by name, for `method = "labels"`."""
 
 
@@ -270,12 +278,17 @@ class LabelSettings(_Section):
         members = [k for group in self.merge for k in group]
         if any(k < 0 for k in members):
             raise ValueError(f"expected class ids of at least 0, but got {self.merge}")
-        twice = sorted({k for k in members if members.count(k) > 1})
+        twice = _repeated(members)
         if twice:
             raise ValueError(
                 f"expected each class in one group at most, but got class {twice[0]} twice in {self.merge}"
             )
         return self
+
+
+def _repeated(values: Iterable[Any]) -> list[Any]:
+    """Return those that come more than once, in order."""
+    return sorted((value for value, count in Counter(values).items() if count > 1), key=str)
 
 
 def check_named(classes: Sequence[NamedClass]) -> None:
@@ -293,7 +306,7 @@ def check_named(classes: Sequence[NamedClass]) -> None:
         ("member", [k for one in classes for k in one.members]),
     )
     for what, values in columns:
-        twice = sorted({value for value in values if values.count(value) > 1}, key=str)
+        twice = _repeated(values)
         if twice:
             raise ValueError(f"expected each {what} once in the classes, but got {twice[0]!r} twice; merge the two")
     ids = {one.id for one in classes}
@@ -330,7 +343,7 @@ class VolumeSettings(_Section):
     size: float = Field(12.0, ge=1, allow_inf_nan=False)
     """Working voxels in one supervoxel on average."""
     n_blocks: int = Field(1, ge=1, le=8)
-    """Poolings of the network for volumes: each doubles what a block has to see around it, and more."""
+    """Poolings of the network for volumes: each more than doubles the margin that a block needs."""
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -405,10 +418,13 @@ class Settings(_Section):
         ids = [k for group in self.labels.merge for k in group]
         ids += [k for entry in self.labels.reassign for k in (entry.source, entry.to)]
         ids += [k for one in self.labels.named for k in one.members]
-        beyond = [k for k in ids if k >= self.most_classes]
-        if beyond:
-            raise ValueError(f"expected class ids below {self.most_classes} under `labels`, but got {beyond[0]}")
         classes = self.labels.classes
+        most = self.most_classes
+        if self.labels.mode == "codebook" and not self.labels.named and classes != "auto":
+            most = min(most, classes)
+        beyond = [k for k in ids if k >= most]
+        if beyond:
+            raise ValueError(f"expected class ids below {most} under `labels`, but got {beyond[0]}")
         if self.labels.mode == "codebook" and classes != "auto" and classes > self.codebook.finest:
             raise ValueError(
                 f"expected at most `codebook.finest = {self.codebook.finest}` classes, but got {classes}; "
@@ -520,7 +536,7 @@ def read_toml(file: str | Path) -> dict[str, Any]:
     """
     path = Path(file)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SettingsError(f"expected a TOML settings file at {path}, but there is no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
@@ -549,14 +565,16 @@ def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> dict
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             names.update(setting_names(inner, f"{prefix}{name}."))
         else:
-            names[prefix + name] = (field.description or "").strip()
+            names[prefix + name] = " ".join((field.description or "").split())
     return names
 
 
 def _readable(error: ValidationError) -> str:
     lines = []
+    # One error for each branch of a union, which are alternatives.
+    demands: dict[tuple[str, str], list[str]] = {}
     for item in error.errors(include_url=False):
-        name = _name(item["loc"])
+        name = _name(item["loc"], unknown=item["type"] == UNKNOWN_KEY)
         if item["type"] == UNKNOWN_KEY:
             hint = did_you_mean(name, setting_names()) or did_you_mean(name, Settings.model_fields)
             lines.append(f"unknown setting '{name}'.{hint or ' `spwnet info --settings` lists all settings.'}")
@@ -565,13 +583,20 @@ def _readable(error: ValidationError) -> str:
             lines.append(where + item["msg"].removeprefix("Value error, "))
         else:
             text = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"setting '{name}': {text}, but got {item['input']!r}")
+            demands.setdefault((name, repr(item["input"])), []).append(text)
+    for (name, came), (first, *others) in demands.items():
+        text = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
+        lines.append(f"setting '{name}': {text}, but got {came}")
     return "\n".join(dict.fromkeys(lines))
 
 
-def _name(location: tuple[int | str, ...]) -> str:
-    """Dotted name of a setting; pydantic appends the branch of a union, which means nothing to users."""
-    return ".".join(str(part) for part in location if isinstance(part, int) or part.isidentifier())
+def _name(location: tuple[int | str, ...], *, unknown: bool) -> str:
+    """Dotted name of a setting; pydantic puts in the branch of a union, which means nothing to users."""
+    known = {name for section in _Section.__subclasses__() for name in section.model_fields}
+    parts = [str(part) for part in location if isinstance(part, int) or part in known]
+    if unknown and location[-1] not in known:
+        parts.append(str(location[-1]))
+    return ".".join(parts)
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:

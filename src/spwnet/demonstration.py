@@ -74,10 +74,12 @@ def demo(
     mean, iou = metrics.mean_iou(metrics.pooled([tables[i] for i in rest]), names)
 
     lookup = np.array([names.get(k, len(data.class_names)) for k in range(model.n_classes())])
+    # The truth may have more classes than were asked for.
+    colours = palette(max(model.n_classes(), len(data.class_names) + 1))
     rows = []
     for i in (rest[0], rest[len(rest) // 2], rest[-1]):
         display = to_display(to_unit(data.images[i], model.normalisation))
-        drawn = [outputs.overlay(display, k, palette(model.n_classes()))
+        drawn = [outputs.overlay(display, k, colours)
                  for k in (labels[i], lookup[labels[i]], data.truth[i])]  # fmt: skip
         rows.append([display, *drawn])
     picture = outputs.grid(rows, captions=["input", "classes found", "named", "truth"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from spwnet.images import label_image, open_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from spwnet.images import ImageSource
 
@@ -33,7 +34,7 @@ def evaluate(
     ----------
     predicted, truth : path, glob, array, or sequence of these
         Label images. Files are paired by name, ``NAME.png`` also with ``NAME_0.png``, ``NAME_1.png`` … of several
-        annotators; else by order.
+        annotators; by order if no name fits. A warning counts those of either that are left without a partner.
     naming : sequence of int, optional
         Frame numbers on which each predicted class is named after the truth class it overlaps most; the mean
         IoU is then taken over all the other frames.
@@ -49,14 +50,14 @@ def evaluate(
     Raises
     ------
     InputError
-        If images cannot be paired, their shapes differ, or nothing is left to compare.
+        If images cannot be paired, are no integers, their shapes differ, or nothing is left to compare.
     """
     ours, theirs = open_images(predicted, None), open_images(truth, None)
     tables: dict[int, list[metrics.Contingency]] = {}
     for position, others in _paired(ours, theirs):
-        labels = label_image(ours, position)
+        labels = _integers(ours, position)
         for other in others:
-            annotation = label_image(theirs, other)
+            annotation = _integers(theirs, other)
             if annotation.shape != labels.shape:
                 raise InputError(
                     f"expected label images of one shape, but '{ours.names[position]}' has {labels.shape} and "
@@ -91,22 +92,40 @@ def evaluate(
     return result
 
 
+def _integers(source: ImageSource, position: int) -> NDArray[Any]:
+    labels = label_image(source, position)
+    if labels.dtype.kind not in "biu":
+        raise InputError(
+            f"expected integer labels in '{source.names[position]}', but got {labels.dtype}; convert it to integers"
+        )
+    return labels
+
+
 def _paired(ours: ImageSource, theirs: ImageSource) -> list[tuple[int, list[int]]]:
     """Pair label images: by name, then by name_k of several annotators, or by order if no name fits."""
-    pairs = []
-    for position, name in enumerate(ours.names):
-        others = [k for k, other in enumerate(theirs.names) if other == name]
-        if not others:
-            pattern = re.compile(re.escape(name) + r"_\d+")
-            taken = set(ours.names)
-            others = [k for k, other in enumerate(theirs.names) if pattern.fullmatch(other) and other not in taken]
-        if others:
-            pairs.append((position, others))
+    taken = set(ours.names)
+    named: dict[str, list[int]] = {}
+    annotated: dict[str, list[int]] = {}
+    for k, other in enumerate(theirs.names):
+        named.setdefault(other, []).append(k)
+        head, _, tail = other.rpartition("_")
+        if tail.isdecimal() and other not in taken:
+            annotated.setdefault(head, []).append(k)
+    found = [(position, named.get(name) or annotated.get(name, [])) for position, name in enumerate(ours.names)]
+    pairs = [(position, others) for position, others in found if others]
     if not pairs and len(ours) == len(theirs):
+        logger.info("no truth has the name of a predicted image: the two are paired by order")
         return [(k, [k]) for k in range(len(ours))]
     if not pairs:
         raise InputError(
             f"expected truth images of the same names as the {len(ours)} predicted ones, or as many, but got "
             f"{len(theirs)} and none named like '{ours.names[0]}'"
         )
+    alone = [ours.names[position] for position, others in found if not others]
+    if alone:
+        logger.warning("%d of %d predicted images have no truth, '%s' first", len(alone), len(ours), alone[0])
+    used = {k for _, others in pairs for k in others}
+    spare = [name for k, name in enumerate(theirs.names) if k not in used]
+    if spare:
+        logger.warning("%d of %d truths are of no predicted image, '%s' first", len(spare), len(theirs), spare[0])
     return pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from spwnet.errors import InputError, RunError
 from spwnet.images import label_image, open_images
-from spwnet.outputs import write_labels, write_picture
+from spwnet.outputs import MOST_JPEG, write_labels, write_picture
 from spwnet.storage import prepare_folder, write_json
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Exhibit:
         How uncertain each pixel is, where it is known: 0 is sure.
     region : ((int, int), (int, int))
         Rows and columns (start, stop) of the image as stored that the picture shows.
+    stored : (int, int) or None
+        Height and width of the image as stored, where they are known.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Exhibit:
     labels: NDArray[np.int32]
     uncertainty: NDArray[np.float32] | None
     region: Region
+    stored: tuple[int, int] | None = None
 
     def locate(self, rows: ArrayLike, columns: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return row and column in the picture of pixels of the image as stored.
@@ -81,8 +85,8 @@ class Gallery:
     ----------
     exhibits : tuple of Exhibit
     classes : list of dict
-        Of each of the finest classes its "pixels" over all training images, "means" of each channel in stored values,
-        "uncertainty" (its mean, or None), and a typical "place" (image, row, column), or None if it does not occur.
+        Of each of the finest classes its "pixels" over all training images, "means" of each channel in stored values or
+        None if it does not occur, and "uncertainty", its mean, or None.
     """
 
     exhibits: tuple[Exhibit, ...]
@@ -97,6 +101,7 @@ def make_gallery(
     uncertainty: Sequence[NDArray[np.float32]] | None,
     regions: Sequence[Region],
     n_finest: int,
+    stored: Sequence[tuple[int, int]] | None = None,
 ) -> Gallery:
     """Measure the finest classes on all training images, and take a few of these to be shown.
 
@@ -112,6 +117,8 @@ def make_gallery(
     regions : sequence of ((int, int), (int, int))
         Rows and columns of the stored images that the pictures show.
     n_finest : int
+    stored : sequence of (int, int), optional
+        Height and width of the stored images.
     """
     pixels = np.zeros(n_finest)
     sums = np.zeros((n_finest, values[0].shape[-1]))
@@ -126,40 +133,29 @@ def make_gallery(
     chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_SHOWN)).round().astype(int)).tolist()
     exhibits = []
     for index in chosen:
-        step = int(np.ceil(np.sqrt(labels[index].size / MOST_PIXELS)))
+        shape = labels[index].shape
+        step = math.ceil(max(math.sqrt(shape[0] * shape[1] / MOST_PIXELS), max(shape) / MOST_JPEG))
         thinned = (slice(None, None, step), slice(None, None, step))
         doubt = None if uncertainty is None else uncertainty[index][thinned]
-        exhibits.append(Exhibit(names[index], pictures[index][thinned], labels[index][thinned], doubt, regions[index]))
-    places = _places([exhibit.labels for exhibit in exhibits], n_finest)
+        exhibits.append(
+            Exhibit(
+                names[index],
+                pictures[index][thinned],
+                labels[index][thinned],
+                doubt,
+                regions[index],
+                None if stored is None else stored[index],
+            )
+        )
     classes = [
         {
             "pixels": int(pixels[k]),
             "means": [float(value) for value in sums[k] / max(pixels[k], 1)] if pixels[k] else None,
             "uncertainty": float(doubts[k] / pixels[k]) if pixels[k] and uncertainty is not None else None,
-            "place": places[k],
         }
         for k in range(n_finest)
     ]
     return Gallery(tuple(exhibits), classes)
-
-
-def _places(labels: Sequence[NDArray[np.int32]], n_finest: int) -> list[list[int] | None]:
-    """Image, row and column of the pixel of each class that is farthest from other classes."""
-    from scipy.ndimage import distance_transform_edt, find_objects
-
-    places: list[list[int] | None] = [None] * n_finest
-    depths = np.zeros(n_finest)
-    for index, found in enumerate(labels):
-        for k, box in enumerate(find_objects(found + 1, n_finest)):
-            if box is None:
-                continue
-            depth = distance_transform_edt(np.pad(found[box] == k, 1))[1:-1, 1:-1]
-            deepest = int(depth.argmax())
-            if depth.flat[deepest] > depths[k]:
-                depths[k] = depth.flat[deepest]
-                row, column = divmod(deepest, depth.shape[1])
-                places[k] = [index, row + box[0].start, column + box[1].start]
-    return places
 
 
 def write_gallery(folder: Path, gallery: Gallery) -> None:
@@ -184,6 +180,7 @@ def write_gallery(folder: Path, gallery: Gallery) -> None:
             "name": exhibit.name,
             "shape": list(exhibit.labels.shape),
             "region": exhibit.region,
+            "stored": exhibit.stored,
             "uncertainty": exhibit.uncertainty is not None,
         }
         for exhibit in gallery.exhibits
@@ -217,7 +214,7 @@ def read_gallery(folder: Path) -> Gallery:
         beyond = [exhibit.name for exhibit in exhibits if exhibit.labels.max() >= len(classes)]
         if beyond or not exhibits:
             raise ValueError(f"classes of '{beyond[0]}' are not among {len(classes)}" if beyond else "no image")
-        _check_measures(classes, len(exhibits))
+        _check_measures(classes)
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise RunError(f"expected the training images of a run at {folder}, but: {error}; train it again") from error
     return Gallery(exhibits, classes)
@@ -239,13 +236,17 @@ def _read_exhibit(folder: Path, number: int, entry: dict[str, Any]) -> Exhibit:
     (top, bottom), (left, right) = ((int(start), int(stop)) for start, stop in entry["region"])
     if top >= bottom or left >= right:
         raise ValueError(f"'{name}' shows rows {top} to {bottom} and columns {left} to {right}")
-    return Exhibit(name, picture, labels, doubt, ((top, bottom), (left, right)))
+    stored = None
+    if entry.get("stored") is not None:
+        height, width = map(int, entry["stored"])
+        stored = height, width
+        if bottom > height or right > width:
+            raise ValueError(f"'{name}' shows rows to {bottom} and columns to {right} of {height}×{width} pixels")
+    return Exhibit(name, picture, labels, doubt, ((top, bottom), (left, right)), stored)
 
 
-def _check_measures(classes: list[Any], n_images: int) -> None:
+def _check_measures(classes: list[Any]) -> None:
     for k, entry in enumerate(classes):
         numbers = [entry["pixels"], *(entry["means"] or []), entry["uncertainty"] or 0.0]
-        place = entry["place"]
-        fits = place is None or (len(place) == 3 and 0 <= int(place[0]) < n_images)
-        if not fits or not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers):
+        if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers):
             raise ValueError(f"the measures of class {k} are none")

@@ -228,11 +228,11 @@ class LazyLabels(PlaneArray):
         return self._kept.is_ready(self._kept.piece_of(k))
 
     def finest(self, k: int) -> Ids:
-        """Return the finest class of each pixel of image or slice `k`, (H, W)."""
+        """Return the finest class of each pixel of image or slice `k`, (H, W); copy it to write into it."""
         return self._kept.finest(k)
 
     def plane(self, *where: int) -> Ids:
-        """Return the class of each pixel of image or slice `k`, (H, W)."""
+        """Return the class of each pixel of image or slice `k`, (H, W); copy it to write into it."""
         (k,) = where
         if isinstance(self._kept, _Frames):
             return self._kept.labelled(k, self._table, self.labels).astype(self.dtype)
@@ -254,7 +254,7 @@ class LazyLabels(PlaneArray):
             everything = np.empty(self.shape, self.dtype)
             for k in range(len(self)):
                 everything[k] = self._table[self._kept.finest(k)]
-            self._whole = clean(everything, self.labels)
+            self._whole = _read_only(clean(everything, self.labels))
         whole: Ids = self._whole
         return whole
 
@@ -282,6 +282,12 @@ class LazyLabels(PlaneArray):
         if self.is_volume and self.labels.cleans:
             self._cleaned()
         return self
+
+
+def _read_only(ids: Ids) -> Ids:
+    """Keep whoever gets a part of what is kept from writing into it."""
+    ids.setflags(write=False)
+    return ids
 
 
 class _Pieces(Protocol):
@@ -322,6 +328,11 @@ class _Store:
             while self._bytes > self._most_bytes and len(self._pieces) > 1:
                 self._bytes -= self._pieces.popitem(last=False)[1][1]
         return made[0]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._pieces.clear()
+            self._bytes = 0
 
     def check_room(self, n_bytes: int, what: str) -> None:
         if n_bytes > self._most_bytes:
@@ -368,7 +379,7 @@ class _Frames:
             raise InputError(f"expected images of {ours} pixels, but '{image.name}' has {theirs}; give those of a size")
         prepared, superpixels = prepare_image(image, model.settings, model.normalisation)
         graph = None if superpixels is None else build_graph(superpixels, prepared.unit, model.device)
-        ids = predict(model, prepared, graph, self._finest)[0].astype(self._dtype)
+        ids = _read_only(predict(model, prepared, graph, self._finest)[0].astype(self._dtype))
         return (ids, prepared.frame), ids.nbytes
 
     def finest(self, k: int) -> Ids:
@@ -421,7 +432,7 @@ class _Slabs:
         depth, height, width = self.shape
         z = slice(piece * self._depth, min((piece + 1) * self._depth, depth))
         region = (z, slice(0, height), slice(0, width))
-        ids = predict_part(self._model, self._volume, region, self._finest).astype(self._dtype)
+        ids = _read_only(predict_part(self._model, self._volume, region, self._finest).astype(self._dtype))
         return ids, ids.nbytes
 
     def finest(self, k: int) -> Ids:
@@ -437,4 +448,8 @@ class _Slabs:
         size: Sequence[int] = self.shape
         self._store.check_room(math.prod(size) * self._dtype.itemsize, f"{'×'.join(map(str, size))} voxels")
         # In blocks that are as thick as they are wide: slabs would look at what lies around them again and again.
-        self._all = segment_volume(self._model, self._volume, labels=self._finest, on_progress=on_progress).labels
+        found = segment_volume(self._model, self._volume, labels=self._finest, on_progress=on_progress).labels
+        assert found is not None
+        self._all = _read_only(found)
+        # Twice the same would be twice as large as what is allowed.
+        self._store.clear()

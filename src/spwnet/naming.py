@@ -34,7 +34,7 @@ MOST_BYTES = 2**22
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The classes of a run by name, each of some of its finest classes; what changes it gives another one.
+    """The classes of a run by name, each of some of its finest classes; immutable: its methods return a changed copy.
 
     Attributes
     ----------
@@ -86,9 +86,15 @@ class ClassMap:
         return table
 
     def labels(self, base: LabelSettings | None = None) -> LabelSettings:
-        """Return settings of labels that give these classes; the rest of `base` stays."""
+        """Return settings of labels that give these classes; the rest of `base` stays.
+
+        Raises
+        ------
+        SettingsError
+            If a class is none that can be.
+        """
         values = (base or LabelSettings()).model_dump() | {"merge": (), "reassign": (), "classes": "auto"}
-        return LabelSettings.model_validate(values | {"named": [one.model_dump() for one in self.classes]})
+        return LabelSettings.model_validate(values | {"named": [_class(one.model_dump()) for one in self.classes]})
 
     def find(self, which: int | str) -> NamedClass:
         """Return a class by its id or its name.
@@ -117,14 +123,15 @@ class ClassMap:
         Raises
         ------
         SettingsError
-            If there is no such class, or another is called so.
+            If there is no such class, another is called so, or name or colour is none.
         """
         group = sorted({one.id: one for one in map(self.find, which)}.values(), key=lambda one: one.id)
         if not group:
             raise SettingsError("expected at least one class to merge, but got none")
         called = next((one for one in group if not _is_default(one)), group[0])
-        whole = called.model_copy(
-            update={
+        whole = _class(
+            called.model_dump()
+            | {
                 "id": group[0].id,
                 "name": name or called.name,
                 "colour": colour or called.colour,
@@ -147,8 +154,7 @@ class ClassMap:
             If there is no such class, or it is one of the finest.
         """
         one = self.find(which)
-        members = np.array(one.members)
-        if len(members) == 1:
+        if len(one.members) == 1:
             raise SettingsError(
                 f"expected a class of several of the finest classes to split, but '{one.name}' is one of them; train "
                 "with a higher `codebook.finest` for more"
@@ -156,11 +162,14 @@ class ClassMap:
         if self.parents is None:
             groups = [[k] for k in one.members]
         else:
-            tree = np.array(self.parents)
-            tops = next(
-                tops for n in range(2, self.n_finest + 1) if len(np.unique(tops := coarser(tree, n)[members])) > 1
-            )
-            groups = sorted(members[tops == k].tolist() for k in np.unique(tops))
+            parts = {k: {k} for k in one.members}
+            for k in range(self.n_finest - 1, 0, -1):
+                if k in parts:
+                    to = self.parents[k]
+                    if len(parts) == 2 and to in parts:
+                        break
+                    parts.setdefault(to, set()).update(parts.pop(k))
+            groups = sorted([k for k in one.members if k in part] for part in parts.values())
         classes = [other for other in self.classes if other is not one]
         classes.append(one.model_copy(update={"members": tuple(groups[0])}))
         colours = _colours(self.n_finest)
@@ -248,7 +257,7 @@ class ClassMap:
             f"finest = {self.n_finest}",
         ]
         if self.model is not None:
-            lines.append(f'model = "{self.model}"')
+            lines.append(f"model = {_toml(self.model)}")
         for one in self.classes:
             lines += ["", "[[classes]]"]
             values = one.model_dump(mode="json", exclude_defaults=True)
@@ -320,7 +329,7 @@ def read_classes(
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES // 2**20} MiB")
-        values = tomllib.loads(text.decode())
+        values = tomllib.loads(text.decode("utf-8-sig"))
     except FileNotFoundError:
         raise SettingsError(
             f"expected a file of classes at {path}, but there is none; make one by `spwnet view RUN` or "
@@ -343,6 +352,8 @@ def read_classes(
             "the file of this run"
         )
     theirs = values.get("model")
+    if theirs is not None and not (isinstance(theirs, str) and re.fullmatch("[0-9a-f]+", theirs)):
+        raise SettingsError(f"expected the fingerprint of a model in hexadecimal digits at {path}, but got {theirs!r}")
     if model is not None and theirs is not None and theirs != model:
         raise SettingsError(
             f"expected classes of this model at {path}, but they were made for another one, whose classes mean "
@@ -441,7 +452,7 @@ def read_points(path: str | Path, gallery: Gallery) -> dict[str, list[tuple[int,
             rows = list(csv.DictReader(file, strict=True))
         for number, row in enumerate(rows, start=2):
             image, place = row["image"].strip(), (int(row["row"]), int(row["column"]))
-            index = names.index(image) if image in names else int(image) if image.isdigit() else -1
+            index = names.index(image) if image in names else int(image) if image.isdecimal() else -1
             if not 0 <= index < len(names):
                 raise SettingsError(
                     f"expected one of the training images {', '.join(names)}, or its number, in line {number} of "
@@ -491,14 +502,18 @@ def points_of_scribbles(
                 + did_you_mean(image, places)
             )
         exhibit = gallery.exhibits[places[image]]
+        (_, bottom), (_, right) = exhibit.region
+        fits = marked.shape in (exhibit.labels.shape, exhibit.stored)
+        if exhibit.stored is None and marked.ndim == 2:
+            # Galleries of before do not say how much of the image lies beyond what they show of it.
+            fits = fits or (marked.shape[0] >= bottom and marked.shape[1] >= right)
+        if not fits:
+            raise SettingsError(
+                f"expected scribbles on '{image}' in its size, but got {marked.shape}; draw on the image as stored"
+            )
         rows, columns = np.nonzero(marked)
         values = marked[rows, columns]
-        (_, bottom), (_, right) = exhibit.region
         if marked.shape != exhibit.labels.shape:
-            if marked.ndim != 2 or marked.shape[0] < bottom or marked.shape[1] < right:
-                raise SettingsError(
-                    f"expected scribbles on '{image}' in its size, but got {marked.shape}; draw on the image as stored"
-                )
             shown = np.ones(len(rows), bool)
             for at, (start, stop) in zip((rows, columns), exhibit.region, strict=True):
                 shown &= (at >= start) & (at < stop)
@@ -506,7 +521,9 @@ def points_of_scribbles(
             rows, columns = exhibit.locate(rows[shown], columns[shown])
         for value, row, column in zip(values.tolist(), rows.tolist(), columns.tolist(), strict=True):
             marks.setdefault(value, []).append((places[image], row, column))
-    if min(marks, default=1) < 0 or (names and max(marks, default=0) > len(names)):
+    if min(marks, default=1) < 0:
+        raise SettingsError(f"expected scribbles of 0 (not marked), 1, 2 and so on, but got {min(marks)}")
+    if names and max(marks, default=0) > len(names):
         raise SettingsError(
             f"expected scribbles of 1 to {len(names)}, as many as there are names, but got {max(marks)}"
         )
@@ -520,15 +537,19 @@ def _inherited(owner: NDArray[np.intp], parents: Sequence[int] | None) -> NDArra
     if parents is None:
         owner[~known] = np.bincount(owner[known]).argmax()
         return owner
-    tree = np.asarray(parents)
-    filled = owner.copy()
-    for n in range(len(tree) - 1, 0, -1):
-        table = coarser(tree, n)
-        for k in np.flatnonzero(filled < 0):
-            relatives = owner[known & (table == table[k])]
-            if len(relatives):
-                filled[k] = np.bincount(relatives).argmax()
-    return filled
+    # The tree merges class k into parents[k], from the last class down: who of each group has a name, so far.
+    members = [[k] for k in range(len(parents))]
+    votes = [{int(name): 1} if name >= 0 else {} for name in owner]
+    for k in range(len(parents) - 1, 0, -1):
+        to = int(parents[k])
+        for group, other in ((k, to), (to, k)):
+            if not votes[group] and votes[other]:
+                # Of names that as many have, the first.
+                owner[members[group]] = max(sorted(votes[other]), key=votes[other].__getitem__)
+        for name, count in votes[k].items():
+            votes[to][name] = votes[to].get(name, 0) + count
+        members[to] += members[k]
+    return owner
 
 
 def _class(values: Any) -> NamedClass:

@@ -28,6 +28,8 @@ _LARGEST_TYPE: dict[str, type[np.unsignedinteger[Any]]] = {".png": np.uint16, ".
 _LABEL_TYPES = (np.uint8, np.uint16, np.uint32)
 _PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
+MOST_JPEG = 65_500
+"""Pixels along a side of a JPEG, at most, for the library that writes it."""
 SMALL_PICTURE = 200_000
 """Bytes of a picture below which it goes to a page as PNG."""
 
@@ -169,12 +171,17 @@ def write_picture(path: str | Path, rgb: Picture) -> None:
     Raises
     ------
     OutputError
-        If the format is unknown, or the file cannot be written.
+        If the format is unknown or does not hold so many pixels a side, or the file cannot be written.
     """
     path = Path(path)
     file_format = _PICTURE_FORMATS.get(path.suffix.lower())
     if file_format is None:
         raise OutputError(f"expected a picture named {', '.join(_PICTURE_FORMATS)}, but got '{path.name}'; rename it")
+    if file_format == "JPEG" and max(rgb.shape[:2]) > MOST_JPEG:
+        raise OutputError(
+            f"expected at most {MOST_JPEG:,} pixels a side for the JPEG {path.name}, but got "
+            f"{rgb.shape[0]:,}×{rgb.shape[1]:,}; leave out `--full-overlays`, or write PNG (.png)"
+        )
     atomic_write(path, _encoded_picture(rgb, file_format))
 
 

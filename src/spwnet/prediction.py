@@ -20,6 +20,7 @@ from spwnet.errors import InputError
 from spwnet.filters import interpolated
 from spwnet.graph import build_graph
 from spwnet.images import fingerprint
+from spwnet.outputs import MOST_JPEG
 from spwnet.preparation import SMOOTH, Prepared, display, frame_of, prepare, restore, working_size
 from spwnet.results import Prediction
 from spwnet.steadying import steady
@@ -230,9 +231,17 @@ def predict_in_patches(
     return classes, doubt
 
 
-def thinning(shape: Sequence[int], most_pixels: int) -> int:
-    """Step between the rows, and columns, of a picture of an image (H, W, …) that leaves so many pixels at most."""
-    return math.ceil(math.sqrt(shape[0] * shape[1] / most_pixels))
+def thinning(shape: Sequence[int], most_pixels: int | None) -> int:
+    """Step between the rows, and columns, of a picture of an image (H, W, …) that leaves as many as a JPEG holds.
+
+    Parameters
+    ----------
+    shape : (H, W, …)
+    most_pixels : int or None
+        And so many pixels at most, if given.
+    """
+    step = math.ceil(max(shape[:2]) / MOST_JPEG)
+    return step if most_pixels is None else max(step, math.ceil(math.sqrt(shape[0] * shape[1] / most_pixels)))
 
 
 def _nodes(graph: RegionGraph | None, shape: tuple[int, ...]) -> NDArray[np.int32]:
@@ -287,7 +296,8 @@ def predict_all(
     label_source : callable
         From a position to the user's superpixels.
     most_picture_pixels : int or None
-        Pictures to draw the classes over are thinned to so many pixels at most; 0 makes none, None thins none.
+        Pictures to draw the classes over are thinned to so many pixels at most; 0 makes none, None thins only what no
+        JPEG holds.
     uncertainty, sha256 : bool
         Whether to work these out.
     carry : Before, None or False
@@ -316,8 +326,7 @@ def predict_all(
         frame = frame_of(image.pixels.shape, settings.images)
         stride, picture = 1, None
         if most_picture_pixels != 0:
-            if most_picture_pixels is not None:
-                stride = thinning(image.pixels.shape, most_picture_pixels)
+            stride = thinning(image.pixels.shape, most_picture_pixels)
             picture = display(image, normalisation, stride)
         digest = fingerprint(image) if sha256 else None
 

@@ -13,7 +13,7 @@ from spwnet.classes import Legend, areas, palette
 from spwnet.codebook import coarser, is_tree
 from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
-from spwnet.results import VIDEOS, class_table
+from spwnet.results import VIDEOS, class_table, is_plain
 from spwnet.segmenting import VIDEO
 from spwnet.volumereport import write_results
 from spwnet.volumes import open_volume
@@ -197,6 +197,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.int
     suffixes = (".tif", ".zarr", ".h5", ".nxs", ".npy") if "volume" in summary else (".png", ".tif", VIDEO)
     if not is_tree(tree) or suffix not in suffixes:
         raise InputError(f"expected a tree of classes in {file}, but got {parents!r}; segment again")
-    if any(Path(name).name != name for name in images):
-        raise OutputError(f"expected plain names of images in {file}, but got {sorted(images)[0]!r}; segment again")
+    odd = [name for name in images if not is_plain(name)]
+    if odd:
+        raise OutputError(f"expected plain names of images in {file}, but got {odd[0]!r}; segment again")
     return summary, tree

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,13 +22,15 @@ from spwnet.storage import append_line, atomic_write, prepare_folder, read_lines
 from spwnet.videowriting import PART, VideoParts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from spwnet.config import LabelSettings
     from spwnet.runs import TrainedModel
     from spwnet.videowriting import Track
+
+logger = logging.getLogger(__name__)
 
 VIDEOS = ("labels", "overlay", "uncertainty")
 """Names of the videos of a segmentation."""
@@ -49,7 +55,7 @@ class Prediction:
     sha256 : str or None
         Fingerprint of the input, if asked for.
     now : Before or None
-        What is carried to the next frame, if labels are.
+        What is carried to the next frame, if labels are made steady.
     """
 
     name: str
@@ -144,7 +150,11 @@ class Results:
             "labels": json.loads(cleaning.model_dump_json()),
         }
         if track is not None:
-            self.head |= {"time_base": str(track.time_base), "source": source, "frames": len(self.names)}
+            self.head |= {"time_base": str(track.time_base)}
+        if steady or track is not None:
+            # Where each image builds on those before it, others in another order are other work.
+            order = hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
+            self.head |= {"source": source, "frames": len(self.names), "names": order}
         self.tree = None
         if cleaning.mode == "codebook" and model.codebook is not None and not cleaning.named:
             self.tree = model.codebook.tree(n_classes)
@@ -165,13 +175,19 @@ class Results:
         elif overwrite:
             self._remove_earlier()
         self.videos = self._open_videos()
-        if self.complete and track is not None:
-            # A crash right after the summary leaves the parts of videos that are whole.
+        if self.complete:
+            # A crash right after the summary leaves the parts of videos that are whole, and the journal.
             for video in self.videos.values():
                 video.remove_parts()
-            return
-        write_json(self.summary, {**self.head, "images": self.done if track is None else {}})
-        if track is None:
+            self._forget()
+        else:
+            self.open()
+
+    def open(self) -> None:
+        """Say that the folder is not complete, before the first image is written."""
+        self.complete = False
+        write_json(self.summary, {**self.head, "images": self.done if self.track is None else {}})
+        if self.track is None:
             prepare_folder(self.folder / "labels", resume=True)
             for name in ("overlays", "uncertainty"):
                 if self.head[name]:
@@ -181,10 +197,14 @@ class Results:
         """Return the position to go on from where images are worked on strictly in order, and what is carried to it."""
         upto = self._upto
         if self.track is None:
-            upto = next((k for k, name in enumerate(self.names) if name not in self.done), len(self.names))
-        if not self.steady:
+            # Those that cannot be read are tried again, but not at the price of all the others.
+            there = self.done.keys() | (self.unreadable if self.complete else {})
+            upto = next((k for k, name in enumerate(self.names) if name not in there), len(self.names))
+        elif self.complete:
+            upto = len(self.names)
+        if not self.steady or upto == len(self.names):
             return upto, None
-        carried = {int(file.stem[-6:]): file for file in self._carried()}
+        carried = self._carried()
         start = max((position for position in carried if position <= upto), default=0)
         if start == 0:
             return 0, None
@@ -207,38 +227,43 @@ class Results:
             videos["uncertainty"] = VideoParts(paths["uncertainty"], kind="labels", n_classes=256, **common)
         return videos
 
-    def _carried(self) -> list[Path]:
-        return sorted(self.folder.glob("carried_??????*.npz"))
+    def _carried(self) -> dict[int, Path]:
+        """Files of what is carried, by the position that it is carried to."""
+        files = ((re.fullmatch(r"carried_(\d{6,18})\.npz", file.name), file) for file in self.folder.iterdir())
+        return {int(found[1]): file for found, file in files if found}
 
     def _label_file(self, name: str) -> Path:
         return self.folder / "labels" / f"{name}{self.suffix}"
 
     def _read_summary(self) -> dict[str, Any]:
-        try:
+        with _readable(self.summary):
             return dict(json.loads(self.summary.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise OutputError(
-                f"expected a readable {self.summary} to go on from, but: {error}; use `--overwrite`"
-            ) from error
 
     def _written(self) -> dict[str, dict[str, Any]]:
         """Images written so far, {name: {"sha256": of the image, "areas": {class: pixels}}}."""
         summary = self._read_summary()
-        entries = dict(summary.get("images", {}))
-        self.unreadable = dict(summary.get("unreadable", {}))
-        for record in read_lines(self.journal):
-            if "upto" in record:
-                self._upto = max(self._upto, record["upto"])
-                self.unreadable |= record["unreadable"]
-                entries |= record["images"]
-            else:
-                entries[record.pop("name")] = record
+        with _readable(self.summary):
+            entries = _entries(summary.get("images", {}))
+            self.unreadable = dict(summary.get("unreadable", {}))
+        with _readable(self.journal):
+            for record in read_lines(self.journal):
+                if "upto" in record:
+                    self._upto = max(self._upto, int(record["upto"]))
+                    self.unreadable |= dict(record["unreadable"])
+                    entries |= _entries(record["images"])
+                else:
+                    entries |= _entries({record.pop("name"): record})
         return entries
 
     def _remove_earlier(self) -> None:
         """Remove what an earlier segmentation wrote: its classes mean something else."""
         if self.summary.exists():
-            for name in self._written():
+            try:
+                earlier = self._written()
+            except OutputError as error:
+                logger.warning("files of an earlier segmentation in %s may be left: %s", self.folder, error)
+                earlier = {}
+            for name in earlier:
                 (self.folder / "overlays" / f"{name}.jpg").unlink(missing_ok=True)
                 (self.folder / "uncertainty" / f"{name}.png").unlink(missing_ok=True)
                 for suffix in (".png", ".tif", ".tiff"):
@@ -253,7 +278,7 @@ class Results:
 
     def _forget(self) -> None:
         """Remove what only work in progress needs."""
-        for file in (self.journal, *self._carried()):
+        for file in (self.journal, *self._carried().values()):
             file.unlink(missing_ok=True)
 
     def _check_same_work(self, before: dict[str, Any]) -> None:
@@ -320,7 +345,7 @@ class Results:
             self.done |= self._pending
             self._pending = {}
         if self.steady and self._now is not None:
-            older = self._carried()
+            older = self._carried().values()
             newest = self.folder / f"carried_{position:06d}.npz"
             atomic_write(newest, self._now.to_bytes())
             for file in older:
@@ -356,6 +381,30 @@ class Results:
         for video in self.videos.values():
             video.remove_parts()
         self._forget()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what is wrong with a file that may be anybody's into an error for people."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"expected a readable {path} to go on from, but: {error!r}; use `--overwrite`") from error
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name that comes from a file can be joined to a folder, and leads nowhere else."""
+    return name not in ("", "..") and Path(name).name == name and "\0" not in name
+
+
+def _entries(images: Any) -> dict[str, dict[str, Any]]:
+    """Return what a file says of images, but for names that lead out of the folder; raises what `_readable` turns."""
+    found = {name: dict(entry) for name, entry in dict(images).items() if is_plain(name)}
+    for entry in found.values():
+        entry["areas"] = {int(k): int(n) for k, n in dict(entry["areas"]).items()}
+    return found
 
 
 def _as_bytes(share: NDArray[np.float32]) -> NDArray[np.uint8]:

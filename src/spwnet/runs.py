@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,11 +35,11 @@ from spwnet.codebook import Codebook, coarser
 from spwnet.config import LabelSettings, Settings, parse_settings
 from spwnet.descriptors import Kind, kinds
 from spwnet.devices import memory_format, pick_device
-from spwnet.errors import RunError, SettingsError
+from spwnet.errors import RunError, SettingsError, SpwnetError
 from spwnet.model import WNet
 from spwnet.naming import ClassMap, read_classes
 from spwnet.preparation import Normalisation
-from spwnet.storage import append_line, atomic_write, prepare_folder, read_lines, write_json
+from spwnet.storage import LOCK, append_line, atomic_write, claimed, prepare_folder, read_lines, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,7 +152,7 @@ class TrainedModel:
         return LabelSettings(mode=self.settings.labels.mode, classes=classes)
 
     def class_map(self, n_classes: int | None = None) -> ClassMap:
-        """Return the classes by name, to be merged and named: of the tree at a number of them, or as the settings say.
+        """Return the classes by name, to be merged and named: cut from the tree at `n_classes`, or of the settings.
 
         Raises
         ------
@@ -174,9 +176,16 @@ class TrainedModel:
         Raises
         ------
         SettingsError
-            If the classes are not of this model.
+            If the classes are not of this model, or another number of them is asked for than their mode has.
         """
         labels = labels or self.settings.labels
+        if labels != self.settings.labels and labels.mode != "codebook":
+            most = self.settings.model.classes
+            if labels.classes not in ("auto", most):
+                raise SettingsError(
+                    f"expected the {most} classes of the network to be labelled by '{labels.mode}', but got "
+                    f"{labels.classes}; merge some (`labels.merge`), or use `labels.mode = 'codebook'`"
+                )
         if classes is None:
             return labels
         if not isinstance(classes, ClassMap):
@@ -185,6 +194,11 @@ class TrainedModel:
 
     def _named(self, labels: LabelSettings) -> NDArray[np.int32]:
         """Table from the finest classes to those by name."""
+        if labels.mode != self.settings.labels.mode:
+            raise SettingsError(
+                f"expected `labels.mode = '{self.settings.labels.mode}'` for classes by name, which are made of the "
+                f"classes of that mode, but got '{labels.mode}'; leave out the mode, or the classes by name"
+            )
         members = sorted(k for one in labels.named for k in one.members)
         if members != list(range(self.n_finest)):
             odd = sorted(set(members) ^ set(range(self.n_finest)))[0]
@@ -221,7 +235,17 @@ class Run:
     Parameters
     ----------
     folder : path
+
+    Attributes
+    ----------
+    earlier : float
+        Seconds of training before it was resumed, as the last checkpoint says.
+    started : float or None
+        When the training that writes checkpoints now began, of the monotonic clock.
     """
+
+    earlier: float = 0.0
+    started: float | None = None
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -243,6 +267,11 @@ class Run:
         OutputError
             If it cannot be written or is not empty.
         """
+        there = {entry.name for entry in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if there <= {LOCK, self.previews.name}:
+            # Left by a crash before there was a run.json; if it holds something, that is told below.
+            with suppress(OSError):
+                self.previews.rmdir()
         prepare_folder(self.folder, overwrite=overwrite)
         prepare_folder(self.previews, overwrite=overwrite)
         stale = [
@@ -350,38 +379,67 @@ class Run:
 
     def save_classes(self, classes: ClassMap) -> None:
         """Write ``classes.toml``, and remember what it said before."""
-        earlier = read_lines(self.earlier_classes)[1 - MOST_UNDONE :]
-        before = self.classes.read_text(encoding="utf-8") if self.classes.exists() else None
-        if before != classes.to_toml():
-            records = [*earlier, {"classes": before}]
-            atomic_write(self.earlier_classes, "".join(json.dumps(one) + "\n" for one in records).encode())
-            classes.save(self.classes)
+        with claimed(self.folder):
+            earlier = read_lines(self.earlier_classes)[1 - MOST_UNDONE :]
+            before = self._classes_text()
+            if before != classes.to_toml():
+                self._write_earlier([*earlier, {"classes": before}])
+                classes.save(self.classes)
 
     def undo_classes(self) -> bool:
         """Bring ``classes.toml`` back to what it was before it was last written; return whether there was such."""
-        earlier = read_lines(self.earlier_classes)
-        if not earlier:
-            return False
-        *rest, last = earlier
-        if isinstance(last.get("classes"), str):
-            atomic_write(self.classes, last["classes"].encode())
-        else:
-            self.classes.unlink(missing_ok=True)
-        atomic_write(self.earlier_classes, "".join(json.dumps(one) + "\n" for one in rest).encode())
-        return True
+        with claimed(self.folder):
+            records, present = read_lines(self.earlier_classes), self._classes_text()
+            # A crash may have come between what was remembered and what was to follow it.
+            while records and records[-1].get("classes") == present:
+                records.pop()
+            if not records:
+                return False
+            *rest, last = records
+            if isinstance(last.get("classes"), str):
+                atomic_write(self.classes, last["classes"].encode())
+            else:
+                self.classes.unlink(missing_ok=True)
+            self._write_earlier(rest)
+            return True
+
+    def _classes_text(self) -> str | None:
+        return self.classes.read_text(encoding="utf-8") if self.classes.exists() else None
+
+    def _write_earlier(self, records: list[dict[str, Any]]) -> None:
+        atomic_write(self.earlier_classes, "".join(json.dumps(one) + "\n" for one in records).encode())
 
     def save_checkpoint(self, network: WNet, optimiser: torch.optim.Optimizer, step: int) -> None:
         """Write all that is needed to go on after `step`."""
         tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         for index, state in optimiser.state_dict()["state"].items():
             tensors.update({f"optimiser.{index}.{name}": value for name, value in state.items()})
-        atomic_write(self.checkpoint, safetensors.torch.save(_on_cpu(tensors), metadata={"step": str(step)}))
+        seconds = self.earlier + (0.0 if self.started is None else time.monotonic() - self.started)
+        metadata = {"step": str(step), "seconds": f"{seconds:.1f}"}
+        atomic_write(self.checkpoint, safetensors.torch.save(_on_cpu(tensors), metadata=metadata))
 
     def load_checkpoint(self, network: WNet, optimiser: torch.optim.Optimizer) -> int:
-        """Bring network and optimiser to the last checkpoint; return its step, or 0 if there is none."""
+        """Bring network and optimiser to the last checkpoint; return its step, or 0 if there is none.
+
+        Raises
+        ------
+        RunError
+            If it is damaged, or not of this network.
+        """
         if not self.checkpoint.exists():
             return 0
+        try:
+            return self._load_checkpoint(network, optimiser)
+        except SpwnetError:
+            raise
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            raise RunError(
+                f"expected a checkpoint of this run at {self.checkpoint}, but: {error!r}; start again by `--overwrite`"
+            ) from error
+
+    def _load_checkpoint(self, network: WNet, optimiser: torch.optim.Optimizer) -> int:
         tensors, metadata = _read_tensors(self.checkpoint)
+        step, earlier = int(metadata["step"]), float(metadata.get("seconds", 0))
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
@@ -393,8 +451,12 @@ class Run:
             {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")},
             self.checkpoint,
         )
+        weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+        for number, moments in state.items():
+            if any(moments[key].shape != weights[number].shape for key in ("exp_avg", "exp_avg_sq")):
+                raise ValueError(f"the optimiser's state {number} is of another shape")
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-        step = int(metadata["step"])
+        self.earlier = earlier
         lines = [line for line in self.read_history() if line["step"] <= step]
         atomic_write(self.history, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return step

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from spwnet import outputs, storage
 from spwnet.devices import available_memory
-from spwnet.errors import InputError, SettingsError, Stopped
+from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.gathering import PREDICTION_BYTES, STITCHING_BYTES, check_memory, label_source_of, memory_ratio
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
 from spwnet.prediction import MOST_WORKERS, fits_in_patches, predict_all, thinning
@@ -140,8 +140,6 @@ def segment(
     source = open_images(images, model.settings.images.axes)
     chosen = frame_indices(source, "all" if frames is None else frames)
     is_video = isinstance(source, VideoSource)
-    if suffix is None:
-        suffix = VIDEO if is_video else ".png"
     channels = check_same_channels(source, chosen)
     if channels != model.info["channels"]:
         raise InputError(
@@ -156,11 +154,8 @@ def segment(
     writer, carry = None, None
     todo: Sequence[int] = range(len(chosen))
     if output is not None:
-        track = None
-        if suffix == VIDEO:
-            check_installed()
-            track = _track(source, chosen, rate)
-        else:
+        suffix, track = check_output(source, chosen, suffix, rate)
+        if track is None:
             outputs.label_dtype(n_classes, suffix)
         storage.check_folder(output, overwrite=overwrite, resume=resume)
         writer = Results(
@@ -174,25 +169,31 @@ def segment(
             uncertainty=uncertainty,
             overwrite=overwrite,
             resume=resume,
-            stride=1 if track is None or overlays == "full" else thinning(track.size, MOST_PICTURE_PIXELS),
+            stride=1 if track is None else thinning(track.size, None if overlays == "full" else MOST_PICTURE_PIXELS),
             steady=steady,
             track=track,
-            source=_file_digest(source.path) if isinstance(source, VideoSource) and track is not None else None,
+            source=_file_digest(source.path) if isinstance(source, VideoSource) and (steady or track) else None,
         )
         if not (steady or track):
-            todo = [k for k in todo if not _is_written(writer, source, chosen[k])]
-        elif writer.complete:
-            todo = range(0)
+            todo = _unwritten(writer, source, chosen)
         else:
+            odd = [] if is_video else [k for k in _unwritten(writer, source, chosen) if names[k] in writer.done]
+            if odd:
+                raise OutputError(
+                    f"expected the images that the segmentation in {output} was begun with, but '{names[odd[0]]}' is "
+                    "another one or cannot be read; write to another folder, or use `--overwrite`"
+                )
             start, carry = writer.begin()
             todo = todo[start:]
+        if todo and writer.complete:
+            writer.open()
 
     found: list[NDArray[np.int32]] = []
     doubts: list[NDArray[np.float32]] = []
     counts: dict[str, dict[int, int]] = {}
     unreadable: dict[str, InputError] = {}
     if writer is not None:
-        counts = {name: {int(k): n for k, n in entry["areas"].items()} for name, entry in writer.done.items()}
+        counts = {name: entry["areas"] for name, entry in writer.done.items()}
     start_time = time.monotonic()
     stream = predict_all(
         model,
@@ -206,7 +207,7 @@ def segment(
         if overlays == "full"
         else MOST_PICTURE_PIXELS,
         uncertainty=uncertainty,
-        sha256=writer is not None and not (is_video and suffix == VIDEO),
+        sha256=writer is not None and not (is_video and writer.track is not None),
         carry=carry if steady else False,
         most_workers=max(1, int(min(at_once, MOST_WORKERS))),
         most_pixels=most_pixels,
@@ -230,14 +231,17 @@ def segment(
             if done < len(todo) and should_stop():
                 if writer is not None:
                     writer.stop()
-                raise Stopped(
-                    f"stopped after {done} of {len(todo)} images; go on by `--resume` (in Python `resume=True`)"
+                further = (
+                    "nothing was kept, because no output folder was given"
+                    if writer is None
+                    else "go on by `--resume` (in Python `resume=True`)"
                 )
+                raise Stopped(f"stopped after {done} of {len(todo)} images; {further}")
     if len(unreadable) > MOST_NAMED:
         logger.error("%d of %d images are left out, because they cannot be read", len(unreadable), len(names))
     if unreadable and len(unreadable) == len(todo) and not (writer is not None and writer.done):
         raise next(iter(unreadable.values()))
-    if writer is not None and not (writer.complete and not todo):
+    if writer is not None and not writer.complete:
         writer.finish()
     names = tuple(name for name in names if name in counts)
     counts = {name: counts[name] for name in names}
@@ -268,6 +272,24 @@ def _memory_for(
         "images do not fit into memory whole: labelling them in patches of %d² working pixels", math.isqrt(most_pixels)
     )
     return 1.0, most_pixels
+
+
+def check_output(
+    source: ImageSource, chosen: Sequence[int], suffix: str | None, rate: float
+) -> tuple[str, Track | None]:
+    """Check what images can be written as; return the suffix, and size and times of the frames of a video.
+
+    Raises
+    ------
+    InputError, SettingsError, OutputError
+    """
+    if suffix is None:
+        suffix = VIDEO if isinstance(source, VideoSource) else ".png"
+    if suffix == VIDEO:
+        check_installed()
+        return suffix, _track(source, chosen, rate)
+    outputs.label_dtype(1, suffix)
+    return suffix, None
 
 
 def check_images_for(model: TrainedModel, labels: LabelSettings) -> None:
@@ -302,8 +324,8 @@ def _track(source: ImageSource, chosen: Sequence[int], rate: float) -> Track:
         if any(b <= a for a, b in pairwise(times)):
             raise SettingsError("expected frames of a video in their order, but got others; give them in order")
         return Track(source.shape, source.time_base, source.rate, times)
-    if not 0 < rate <= 1000:
-        raise SettingsError(f"expected a rate above 0, at most 1000 frames a second, but got {rate}")
+    if not 0.001 < rate <= 1000:
+        raise SettingsError(f"expected a rate above 0.001, at most 1000 frames a second, but got {rate}")
     first = image_size(source, chosen[0])
     for index in chosen:
         size = image_size(source, index)
@@ -321,7 +343,18 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_written(writer: Results, source: ImageSource, index: int) -> bool:
-    """Whether the labels of this very image, not only of one of its name, are there already."""
-    entry = writer.done.get(source.names[index])
-    return entry is not None and entry["sha256"] == fingerprint(source[index])
+def _unwritten(writer: Results, source: ImageSource, chosen: Sequence[int]) -> list[int]:
+    """Places in `chosen` of which the labels of this very image, not only of one of its name, are not there yet."""
+    left = []
+    with stoppable() as should_stop:
+        for k, index in enumerate(chosen):
+            if should_stop():
+                raise Stopped("stopped while images were compared with those that are done; go on by `--resume`")
+            entry = writer.done.get(source.names[index])
+            try:
+                if entry is None or entry.get("sha256") != fingerprint(source[index]):
+                    left.append(k)
+            except InputError:
+                # It is told when its turn comes.
+                left.append(k)
+    return left

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from spwnet.cli.commands import app
@@ -22,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Threads that wait by spinning starve each other when the machine is busy: tenfold slower was seen.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of classes and settings hold characters that not every terminal has.
+        sys.stdout.reconfigure(errors="backslashreplace")
     terminal = console()
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", force=True,

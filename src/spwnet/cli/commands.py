@@ -270,7 +270,10 @@ def tune(
     overwrite: Overwrite = False,
     resume: Resume = False,
 ) -> None:
-    """Train with a few settings and seeds within a time budget; keep the run that scores best without a truth."""
+    """Train on images with a few settings and seeds in some time; keep the run that scores best without a truth.
+
+    Of a volume, give some of its slices.
+    """
     from spwnet.tuning import tune as try_several
 
     settings = read_settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
@@ -343,7 +346,7 @@ def demo(
     """Train on two frames of an embedded input, segment all of them, and score against the truth."""
     from spwnet.demonstration import demo as run_demo
 
-    settings = read_settings("default", None, sets, None, None, None, None, None)
+    settings = read_settings(sets=sets)
     with ProgressBar() as on_progress:
         result = run_demo(
             out, name=sample, settings=settings, device=device, overwrite=overwrite, on_progress=on_progress
@@ -391,7 +394,7 @@ def regions(
         say(f"{labels.max() + 1} regions: {out / 'labels'}, {out / 'overlays'}")
         return
     assert images is not None
-    settings = read_settings("default", settings_file, sets, None, None, None, seed, None)
+    settings = read_settings(file=settings_file, sets=sets, seed=seed)
     with ProgressBar() as on_progress:
         names = dividing.regions_of_all(
             read_inputs(images), out, model=run, learned=learned, settings=settings, count=count, level=level,
@@ -461,5 +464,12 @@ def _list_settings() -> None:
         value: Any = defaults
         for part in name.split("."):
             value = value[part]
-        say(f"{name} = {json.dumps(value)}")
+        say(f"{name} = {json.dumps(_readable(value))}")
         say(f"    {description}")
+
+
+def _readable(value: Any) -> Any:
+    """Return a value as settings read it: TOML has no null."""
+    if isinstance(value, list):
+        return [_readable(one) for one in value]
+    return "none" if value is None else value

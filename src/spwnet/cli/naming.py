@@ -52,21 +52,10 @@ def classes(
     from spwnet.gallery import read_gallery
     from spwnet.runs import Run, load
 
-    directory = Run(run)
-    if action == "undo":
-        load(run)
-        if not directory.undo_classes():
-            raise SettingsError(f"expected a change of the classes of {run} to undo, but there is none")
-        say("undone")
-    model = load(run)
-    before = directory.class_map(model)
-    gallery = read_gallery(directory.gallery)
     values: dict[str, Any] = {
         "name": name, "colour": colour, "smooth": smooth, "fill_holes": fill_holes, "remove_objects": remove_objects,
-        "keep_largest": keep_largest,
+        "remove_to": remove_to, "keep_largest": keep_largest,
     }  # fmt: skip
-    if remove_to is not None:
-        values["remove_to"] = before.find(remove_to).id
     values = {key: value for key, value in values.items() if value is not None}
     allowed = {"merge": ("name", "colour"), "change": tuple(values), "scribbles": ("name",), "split": ()}
     odd = [key for key in values if key not in allowed.get(action, ())]
@@ -74,6 +63,18 @@ def classes(
         raise SettingsError(
             f"expected no --{odd[0].replace('_', '-')} with '{action}', but got one; use `spwnet classes {run} change`"
         )
+    if which is not None and action in ("show", "undo", "reset"):
+        raise SettingsError(f"expected nothing after '{action}', but got {which!r}; leave it out")
+    # Nothing is worked out by the network here.
+    directory, model = Run(run), load(run, device="cpu")
+    if action == "undo":
+        if not directory.undo_classes():
+            raise SettingsError(f"expected a change of the classes of {run} to undo, but there is none")
+        say("undone")
+    before = directory.class_map(model)
+    gallery = read_gallery(directory.gallery)
+    if remove_to is not None:
+        values["remove_to"] = before.find(remove_to).id
     after = before
     if action == "reset":
         after = model.class_map()
@@ -98,7 +99,7 @@ def _changed(before: ClassMap, gallery: Gallery, action: Action, which: str, val
     from spwnet.naming import ClassMap, from_points, points_of_scribbles, read_points
 
     if action == "cut":
-        if not which.isdigit():
+        if not which.isdecimal():
             raise SettingsError(f"expected a number of classes for 'cut', but got {which!r}")
         return ClassMap.of_tree(before.n_finest, int(which), before.parents, before.model)
     if action in ("points", "scribbles"):

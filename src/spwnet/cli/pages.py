@@ -37,8 +37,11 @@ def view(
 
 def wait_for_ctrl_c() -> None:
     """Wait until the user has had enough."""
+    never = threading.Event()
     with suppress(KeyboardInterrupt):
-        threading.Event().wait()
+        # Windows interrupts no wait that has no end.
+        while not never.wait(0.5):
+            pass
 
 
 def report(

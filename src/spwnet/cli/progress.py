@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,14 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Print a line of what was asked for."""
-    sys.stdout.write(text + "\n")
+    """Print a line of what was asked for, as long as somebody reads it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # As `head` leaves a pipe. Python would complain at its end of what it could not write.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def say_address(url: str) -> None:

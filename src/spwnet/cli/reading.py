@@ -99,7 +99,7 @@ def read_names(text: str | None) -> list[int | str]:
     found: list[int | str] = []
     for part in (text or "").split(","):
         name = part.strip()
-        found += [int(name) if name.isdigit() else name] if name else []
+        found += [int(name) if name.isdecimal() else name] if name else []
     return found
 
 
@@ -119,23 +119,27 @@ def read_frames(text: str | None) -> list[int] | str | None:
                 numbers.append(part)
                 continue
             first, *rest = (int(number) for number in part.split(":"))
-            numbers += range(first, rest[0] + 1, *rest[1:]) if rest else [first]
-    except (ValueError, TypeError):
+            stop, step = rest if len(rest) == 2 else (*(rest or [first]), 1)
+            found = range(first, stop + (1 if step > 0 else -1), step)
+            if not found:
+                raise SettingsError(f"expected at least one frame, but {part!r} holds none")
+            numbers += found
+    except (ValueError, TypeError) as error:
+        if isinstance(error, SettingsError):
+            raise
         raise SettingsError(f'expected frames like "10,123,270", "1:400:20" or "all", but got {text!r}') from None
-    if not numbers:
-        raise SettingsError(f"expected at least one frame, but {text!r} holds none")
     return numbers
 
 
 def read_settings(
-    preset: str,
-    file: Path | None,
-    sets: list[str] | None,
-    classes: int | None,
-    scale: str | None,
-    epochs: int | None,
-    seed: int | None,
-    superpixels: str | None,
+    preset: str = "default",
+    file: Path | None = None,
+    sets: list[str] | None = None,
+    classes: int | None = None,
+    scale: str | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    superpixels: str | None = None,
 ) -> Settings:
     """Settings of training: a preset, then a file, single settings and flags over them."""
     from spwnet.config import make_settings
@@ -146,8 +150,9 @@ def read_settings(
         "superpixels.labels": superpixels, "superpixels.method": "labels" if superpixels else None,
     }  # fmt: skip
     values |= {name: value for name, value in flags.items() if value is not None}
-    if isinstance(values.get("images.scale"), str) and "/" not in values["images.scale"] != "auto":
-        values["images.scale"] = _value(values["images.scale"])
+    size = values.get("images.scale")
+    if isinstance(size, str) and "/" not in size and size != "auto":
+        values["images.scale"] = _value(size)
     settings = make_settings(preset, file, values)
     if classes is None:
         return settings
@@ -189,4 +194,8 @@ def read_label_settings(
         raise SettingsError(
             f"expected settings under `labels` alone, because the network is trained already, but got '{other[0]}'"
         )
+    mode = values.get("labels", {}).get("mode", settings.labels.mode)
+    if mode != settings.labels.mode and mode != "codebook":
+        # The number of classes that the run has by codebook means nothing to another mode.
+        values = merged({"labels": {"classes": "auto"}}, values)
     return parse_settings(merged(settings.model_dump(), values)).labels
