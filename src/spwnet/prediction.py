@@ -58,7 +58,7 @@ def prepare_image(
     """
     prepared = prepare(image, settings.images, normalisation)
     if labels is not None and labels.shape[:2] == prepared.frame.shape:
-        labels = prepared.frame.bring(labels)
+        labels = prepared.frame.to_working(labels)
     return prepared, oversegment(prepared, settings.superpixels, labels)
 
 
