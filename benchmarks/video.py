@@ -202,7 +202,7 @@ def measure(model: TrainedModel, loaded: Set, steady: bool) -> tuple[float, floa
     before: tuple[NDArray[Any], NDArray[np.float32]] | None = None
     for position, wide in enumerate(found):
         prepared = prepare(loaded.images[position], model.settings.images, model.normalisation)
-        now = prepared.frame.bring(wide), prepared.smooth.movedim(0, -1).numpy()
+        now = prepared.frame.to_working(wide), prepared.smooth.movedim(0, -1).numpy()
         if before is not None:
             some, all_of_them = flicker(now[0], before[0], now[1], before[1])
             changed, of = changed + some, of + all_of_them

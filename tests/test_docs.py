@@ -164,7 +164,7 @@ OPENING = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "File
 def opens_files(module):
     """Whether a module calls what opens files."""
     calls = [node.func for node in ast.walk(ast.parse(text_of(module))) if isinstance(node, ast.Call)]
-    names = {ast.unparse(call) for call in calls} - {"webbrowser.open"}
+    names = {ast.unparse(call) for call in calls} - {"webbrowser.open", "os.open"}
     return any(name.rpartition(".")[2] in OPENING for name in names)
 
 

@@ -80,7 +80,7 @@ def test_user_superpixels_in_the_size_of_the_input_or_the_working_size():
     assert prepared.unit.shape[:2] == (16, 22)
     assert from_input is not None
     assert from_input.labels.shape == (16, 22)
-    _, from_working = prepare_image(image, settings, normalisation, prepared.frame.bring(whole))
+    _, from_working = prepare_image(image, settings, normalisation, prepared.frame.to_working(whole))
     assert from_working is not None
     np.testing.assert_array_equal(from_input.labels, from_working.labels)
 

@@ -306,7 +306,7 @@ def test_a_patch_has_the_pixels_of_the_whole(data, height, width, scale, dtype):
     np.testing.assert_array_equal(part.unit, whole.unit[patch])
     np.testing.assert_array_equal(part.network, whole.network[patch])
     labels = np.arange(height * width).reshape(height, width)
-    np.testing.assert_array_equal(part.frame.bring(labels), whole.frame.bring(labels)[patch])
+    np.testing.assert_array_equal(part.frame.to_working(labels), whole.frame.to_working(labels)[patch])
     (top, bottom), (left, right) = part.frame.region
     assert 0 <= top < bottom <= height
     assert 0 <= left < right <= width
@@ -333,7 +333,7 @@ def test_labels_come_back_in_the_size_of_the_input(frame):
         assert restored[y, margin] // w == int((inside + 0.5) * h / cropped[0] + 1e-9)
     inner = restored[margin : frame.shape[0] - margin, margin : frame.shape[1] - margin]
     np.testing.assert_array_equal(restored, np.pad(inner, margin, mode="edge"))
-    assert frame.bring(restored).shape == frame.working
+    assert frame.to_working(restored).shape == frame.working
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 4))
@@ -341,22 +341,22 @@ def test_identity_without_scale(height, width, margin):
     labels = np.arange(height * width).reshape(height, width)
     plain = Frame((height, width), 0, (height, width))
     np.testing.assert_array_equal(restore(labels, plain), labels)
-    np.testing.assert_array_equal(plain.bring(labels), labels)
+    np.testing.assert_array_equal(plain.to_working(labels), labels)
     framed = Frame((height + 2 * margin, width + 2 * margin), margin, (height, width))
-    np.testing.assert_array_equal(framed.bring(restore(labels, framed)), labels)
+    np.testing.assert_array_equal(framed.to_working(restore(labels, framed)), labels)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30), st.integers(1, 30), st.integers(0, 3))
 def test_enlarging_and_back_is_the_identity(h, w, more_rows, more_columns, margin):
     frame = Frame((h + more_rows + 2 * margin, w + more_columns + 2 * margin), margin, (h, w))
     labels = np.arange(h * w).reshape(h, w)
-    np.testing.assert_array_equal(frame.bring(restore(labels, frame)), labels)
+    np.testing.assert_array_equal(frame.to_working(restore(labels, frame)), labels)
 
 
-def test_bring_takes_the_middle_pixel():
+def test_to_working_takes_the_middle_pixel():
     labels = np.arange(9 * 6).reshape(9, 6)
-    np.testing.assert_array_equal(Frame((9, 6), 0, (3, 2)).bring(labels), labels[1::3, 1::3])
-    np.testing.assert_array_equal(Frame((9, 6), 1, (7, 4)).bring(labels), labels[1:-1, 1:-1])
+    np.testing.assert_array_equal(Frame((9, 6), 0, (3, 2)).to_working(labels), labels[1::3, 1::3])
+    np.testing.assert_array_equal(Frame((9, 6), 1, (7, 4)).to_working(labels), labels[1:-1, 1:-1])
 
 
 def test_labels_lie_where_the_image_lay():

@@ -19,7 +19,7 @@ from spwnet.errors import SettingsError
 from spwnet.graph import build_graph
 from spwnet.model import WNet
 from spwnet.runs import evidence_kinds
-from spwnet.superpixels import Seeds, lattice_slic, numbered
+from spwnet.superpixels import Seeds, lattice_slic, relabelled
 from spwnet.volumetric import (
     describe_part,
     grid_of,
@@ -279,7 +279,7 @@ def test_cells_that_are_left_over_are_not_seen_from_further():
 def dense_graph(labels, lattice):
     """{(i, j): faces} of supervoxels whose seeds are next to each other, corners included, both ways."""
     seeds = np.stack(np.unravel_index(labels, lattice))
-    ids = numbered(labels).labels
+    ids = relabelled(labels).labels
     faces = {}
     for axis in range(3):
         for here in np.ndindex(labels.shape):
@@ -304,7 +304,7 @@ def test_supervoxels_are_joined_where_they_touch_and_their_seeds_are_neighbours(
     faces = dense_graph(labels, lattice)
     assert [tuple(pair) for pair in graph.edges.T.tolist()] == sorted(faces)
     assert graph.contacts.tolist() == [faces[pair] for pair in sorted(faces)]
-    plain = build_graph(numbered(labels), np.moveaxis(image.numpy() / 100, 0, -1))
+    plain = build_graph(relabelled(labels), np.moveaxis(image.numpy() / 100, 0, -1))
     assert torch.equal(graph.labels, plain.labels)
     assert torch.equal(graph.sizes, plain.sizes)
     torch.testing.assert_close(graph.means, plain.means)
@@ -319,11 +319,11 @@ def test_far_seeds_of_a_thin_volume_are_not_joined():
         labels = lattice_slic(image, [Seeds(n, k) for n, k in zip(shape, lattice, strict=True)], 0.1).numpy()
         seeds = np.stack(np.unravel_index(labels, lattice)).reshape(3, -1)
         owner = np.zeros((3, labels.max() + 1), int)
-        owner[:, numbered(labels).labels.ravel()] = seeds
+        owner[:, relabelled(labels).labels.ravel()] = seeds
         graph = lattice_graph(labels, lattice, image)
         steps = np.abs(owner[:, graph.edges[0]] - owner[:, graph.edges[1]]).max(0)
         assert steps.max() == 1
-        plain = build_graph(numbered(labels), np.moveaxis(image.numpy(), 0, -1))
+        plain = build_graph(relabelled(labels), np.moveaxis(image.numpy(), 0, -1))
         touching = np.abs(owner[:, plain.edges[0]] - owner[:, plain.edges[1]]).max(0)
         assert touching.max() == 2
 

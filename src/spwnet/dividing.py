@@ -431,7 +431,7 @@ def _learned(model: TrainedModel, image: Image, leaves: NDArray[np.int32], frame
         reduced = model.network.classify(pixels)[0]
     probabilities = interpolated(reduced, model.settings.model.reduction, prepared.unit.shape[:-1]).cpu().numpy()
     # Class by class through the size of the image: all at once they may not fit into memory.
-    means = [pool(leaves, frame.bring(restore(one, prepared.frame)))[:, 0] for one in probabilities]
+    means = [pool(leaves, frame.to_working(restore(one, prepared.frame)))[:, 0] for one in probabilities]
     averages: NDArray[np.float64] = np.stack(means, axis=1)
     return averages
 

@@ -71,7 +71,7 @@ def prepare_image(
     prepared = prepare(image, settings.images, normalisation, patch)
     frame = prepared.frame
     if labels is not None and labels.shape[:2] == frame.shape:
-        labels = frame.bring(labels)
+        labels = frame.to_working(labels)
     elif labels is not None and labels.shape[:2] == frame.working:
         labels = labels[frame.shown]
     return prepared, oversegment(prepared, settings.superpixels, labels)

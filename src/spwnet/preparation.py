@@ -164,7 +164,7 @@ class Frame:
             for n, h in zip(self.shape, self.working, strict=True)
         ]
 
-    def bring(self, labels: NDArray[Any]) -> NDArray[Any]:
+    def to_working(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Bring labels of the input to those of the patch: (H, W) → (h, w), by the nearest pixel."""
         cropped = [n - 2 * self.margin for n in self.shape]
         rows, columns = (

@@ -150,7 +150,7 @@ def _slic(features: Tensor, count: int, compactness: float, shape: Sequence[int]
         side = (math.prod(thick) / min(count, math.prod(thick))) ** (1 / len(thick))
     counts = [max(1, round(size / side)) if 2 * size > side else 1 for size in shape]
     axes = [Seeds(size, n, along.start, along.stop) for size, n, along in zip(shape, counts, part, strict=True)]
-    return numbered(lattice_slic(features, axes, compactness).cpu().numpy())
+    return relabelled(lattice_slic(features, axes, compactness).cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -331,10 +331,10 @@ def superpixels_from_labels(labels: NDArray[Any], shape: tuple[int, ...]) -> Sup
         )
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
         raise InputError(f"expected superpixels as integers, but got {labels.dtype}; convert them first")
-    return numbered(labels)
+    return relabelled(labels)
 
 
-def numbered(labels: NDArray[Any]) -> Superpixels:
+def relabelled(labels: NDArray[Any]) -> Superpixels:
     """Number the labels 0 … N − 1 without gaps."""
     low = int(labels.min(initial=0))
     span = int(labels.max(initial=0)) - low + 1

@@ -19,7 +19,7 @@ from spwnet.filters import averaged, gaussian, reach
 from spwnet.graph import RegionGraph, build_graph, joined
 from spwnet.prediction import predict, prepare_image
 from spwnet.preparation import LAB_RANGE, SMOOTH, perceptual, restore, to_unit
-from spwnet.superpixels import Seeds, lattice_slic, numbered
+from spwnet.superpixels import Seeds, lattice_slic, relabelled
 from spwnet.volumes import SliceSource
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def lattice_graph(labels: NDArray[np.int32], lattice: Sequence[int], unit: Tenso
     """
     from scipy.sparse import csr_array
 
-    found = numbered(labels)
+    found = relabelled(labels)
     count = found.count
     # Voxels that touch have seeds at most two apart along an axis: the sum of weighted places tells every such step.
     weights = (25, 5, 1)
