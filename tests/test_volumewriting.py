@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -401,6 +402,36 @@ class TestRefusals:
         (left / "half").touch()
         write(tmp_path / f"v{suffix}", label_volume())
         assert [p.name for p in tmp_path.iterdir()] == [f"v{suffix}"]
+
+    def test_the_earlier_volume_of_a_writer_that_was_killed_at_its_end(self, tmp_path):
+        path, old = tmp_path / "v.zarr", tmp_path / ".v.zarr.old"
+        write(path, label_volume())
+        path.rename(old)
+
+        def broken(z):
+            raise OutputError("expected block 7")
+
+        with pytest.raises(OutputError, match="expected block 7"):
+            write_volume(path, (9, 11, 13), "uint8", broken, n_classes=5)
+        np.testing.assert_array_equal(read(path)[0], label_volume())
+        shutil.copytree(path, old)
+        write(path, label_volume(seed=1), overwrite=True)
+        np.testing.assert_array_equal(read(path)[0], label_volume(seed=1))
+        assert [p.name for p in tmp_path.iterdir()] == ["v.zarr"]
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_an_origin_that_is_no_utf8(self, tmp_path, suffix):
+        write(tmp_path / f"v{suffix}", label_volume(), provenance={**PROVENANCE, "origin": os.fsdecode(b"\xffscan")})
+        np.testing.assert_array_equal(read(tmp_path / f"v{suffix}")[0], label_volume())
+
+    def test_a_file_that_came_where_a_folder_is_to_be(self, tmp_path):
+        def slabs(z):
+            (tmp_path / "v.zarr").write_text("ten years of work")
+            return label_volume()[z]
+
+        with pytest.raises(OutputError, match="there is a file of this name"):
+            write_volume(tmp_path / "v.zarr", (9, 11, 13), "uint8", slabs, n_classes=5)
+        assert (tmp_path / "v.zarr").read_text() == "ten years of work"
 
     def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(self, tmp_path, monkeypatch):
         path = tmp_path / "v.zarr"

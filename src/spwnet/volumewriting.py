@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -239,15 +240,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        If the operating system refuses; what was there before is still there then.
+        If a folder stands where a file is to be or the other way round, or the operating system refuses; what was
+        there before is still there then.
     """
     path = Path(path)
     temporary, old = _temporary(path), path.with_name(f".{path.name}.old")
     with readable_errors(path):
         _delete(temporary)
+        if os.path.lexists(old) and not os.path.lexists(path):
+            # The process ended between the two renamings below.
+            old.rename(path)
         try:
             yield temporary
             _flush(temporary)
+            if path.exists() and path.is_dir() != temporary.is_dir():
+                code = errno.EISDIR if path.is_dir() else errno.EEXIST
+                raise OSError(code, os.strerror(code), str(path))
             if path.is_dir():
                 _delete(old)
                 path.rename(old)
@@ -256,9 +264,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 except BaseException:
                     old.rename(path)
                     raise
-                _delete(old)
             else:
                 temporary.replace(path)
+            _delete(old)
         except BaseException:
             # What failed matters more than what is left; threads of Zarr may go on writing there for a moment.
             for _ in range(10):
@@ -314,7 +322,8 @@ class _Volume:
         return min(depth, self.shape[0]), min(side, self.shape[1]), min(side, self.shape[2])
 
     def described(self) -> str:
-        return json.dumps(self.provenance, ensure_ascii=False)
+        # Names of files need be no UTF-8.
+        return json.dumps(self.provenance, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 def _write_npy(path: Path, volume: _Volume) -> None:
