@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from spwnet import volumewriting
 from spwnet.blockstore import BlockStore
-from spwnet.classes import palette
+from spwnet.classes import Legend, palette
 from spwnet.errors import OutputError
 from spwnet.units import unit_symbol
+from spwnet.volumes import open_volume
 from spwnet.volumewriting import SUFFIXES, check_space, check_target, write_volume
 from tests.conftest import blocks_of, files_in, label_volume
 
@@ -305,6 +306,22 @@ class TestNexus:
             assert file["entry/process/date"].asstr()[()].startswith("20")
             assert file["entry/process/version"].asstr()[()]
             assert file["entry/data/z"].attrs["units"] == "pixel"
+
+    def test_names_of_many_classes(self, tmp_path):
+        import h5py
+
+        legend = Legend(palette(6000), {5: "grain"})
+        write(tmp_path / "v.h5", label_volume(dtype="uint16"), n_classes=6000, legend=legend)
+        with h5py.File(tmp_path / "v.h5") as file:
+            names = file["entry/data/class_names"].asstr()[()].tolist()
+        assert (len(names), names[5], names[7]) == (6000, "grain", "class 7")
+        assert open_volume(tmp_path / "v.h5").shape == label_volume().shape
+
+    @pytest.mark.parametrize("shape", [(1, 4, 5), (3, 1, 5), (1, 1, 1)])
+    def test_spacing_along_an_axis_of_length_1(self, tmp_path, shape):
+        write(tmp_path / "v.nxs", np.zeros(shape, np.uint8), spacing=(2, 1, 0.5), unit="um")
+        found = open_volume(tmp_path / "v.nxs")
+        assert (found.shape, found.spacing, found.unit) == (shape, (2, 1, 0.5), "micrometer")
 
 
 class TestRefusals:

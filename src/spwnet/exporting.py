@@ -93,6 +93,9 @@ def export(
     hold both. It gives (B, K, H, W) float32 of the K classes of the network, not of the codebook. In ONNX they are
     named ``image`` and ``probabilities``. Before it is written, it is compared with prediction in float32.
 
+    The file is for the processor: TorchScript and torch.export keep the device of what they make on the way. ONNX does
+    not say where it is run.
+
     Parameters
     ----------
     model : TrainedModel or path
@@ -307,7 +310,8 @@ def _cells(length: int, reduction: int) -> Tensor:
 def _blur(length: int, sigma: float) -> Tensor:
     """Weights of `length` pixels in each blurred one, (length, length): exporters take minutes over what changes size.
 
-    Sizes are tensors where they can be, and matrices keep theirs: rows from `count` on weigh nothing in the end.
+    Sizes are tensors where they can be. The matrix of the means has `length` rows, whatever `count` is: rows from
+    `count` on are multiplied by 0.
     """
     places, size = torch.arange(length), torch.arange(length, length + 1)
     if sigma < REDUCE_FROM:

@@ -401,7 +401,8 @@ def _write_nexus(path: Path, volume: _Volume) -> None:
         indices = {f"{axis}_indices": number for number, axis in enumerate(axes)}
         data = _nexus_group(entry, "data", "NXdata", signal="labels", axes=axes, **indices)
         for axis, size, step in zip(axes, volume.shape, volume.steps, strict=True):
-            data[axis] = np.arange(size) * step
+            # The edges of a single voxel, because one place would tell no step.
+            data[axis] = (np.arange(size) if size > 1 else np.array([-0.5, 0.5])) * step
             data[axis].attrs.update({"units": unit, "long_name": f"{axis} ({unit})"})
         data["title"] = volume.name
         labels = data.create_dataset(
@@ -409,7 +410,8 @@ def _write_nexus(path: Path, volume: _Volume) -> None:
         )
         labels.attrs.update({"long_name": volume.name, "interpretation": "image", "n_classes": volume.n_classes})
         if volume.legend.names:
-            labels.attrs["class_names"] = [volume.legend.name(k) for k in range(volume.n_classes)]
+            # No attribute, which would hold 64 KiB.
+            data["class_names"] = [volume.legend.name(k) for k in range(volume.n_classes)]
         for z, ids in volume.parts(chunks[0]):
             labels[z] = ids
             shield.check()
