@@ -317,7 +317,7 @@ def test_values_that_are_not_finite_are_named(solid_model, tmp_path):
         ({"block": (4.5, 8, 8)}, SettingsError, r"but got \(4\.5, 8, 8\); give whole numbers"),
         ({"block": "8"}, SettingsError, "but got '8'"),
         ({"workers": "2"}, SettingsError, "expected at least one worker, but got '2'"),
-        ({"meshes": ["1"]}, SettingsError, "expected classes by their numbers, from 0, for surfaces, but got '1'"),
+        ({"meshes": ["1"]}, SettingsError, "expected classes from 0 for surfaces, but got '1'; give"),
         ({"scheduler": "thread"}, SettingsError, "no address such as .* or use 'threads' or 'processes'"),
         ({"suffix": ".png"}, OutputError, r"expected a label volume named \.tif, .* but got 'labels\.png'"),
         ({"meshes": [1, 5]}, SettingsError, "expected classes 0 to 4 for surfaces, but got 5"),

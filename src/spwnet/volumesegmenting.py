@@ -256,7 +256,7 @@ def check_options(
         raise SettingsError(f"expected at least one worker, but got {workers!r}")
     wrong = [k for k in meshes if not isinstance(k, int | np.integer) or k < 0]
     if wrong:
-        raise SettingsError(f"expected classes by their numbers, from 0, for surfaces, but got {wrong[0]!r}")
+        raise SettingsError(f"expected classes from 0 for surfaces, but got {wrong[0]!r}; give their numbers")
     if scheduler == "threads":
         return
     optional_package("distributed", "for worker processes", "dask", SettingsError, otherwise="use 'threads'")
