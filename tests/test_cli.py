@@ -354,7 +354,7 @@ def test_one_dataset_of_several(scans, capsys):
         (["train", "scan.h5", "--spacing", "wide"], "expected numbers like \"1,2,3\" for --spacing, but got 'wide'"),
         (["train", "scan.h5", "--unit", "furlong"], "expected a unit of"),
         (["train", "scan.h5", "--axes", "CZYX"], "expected `axes` to name each of the 3 axes"),
-        (["train", "--volume", "stack.tif", "--dataset", "a"], "expected `dataset` for HDF5 and Zarr alone"),
+        (["train", "--volume", "stack.tif", "--dataset", "a"], "expected `dataset` only for HDF5 and Zarr"),
         (["train", "--volume", "stack.tif", "--channel", "short.tif"], "expected volumes of one shape as channels"),
         (["train", "no.h5"], "there is no no.h5"),
         (["train", "scan.h5", "--set", "images.scale=0.4"], "`images.scale` of a volume to be 1, 1/2"),

@@ -18,11 +18,21 @@ def test_auto_takes_what_there_is(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [("gpu", "expected a device of this machine .*but got 'gpu'"),
+     (None, "expected a device of this machine .*but got None"),
      ("meta", "expected the device 'auto', 'cpu', 'cuda' or 'mps', but got 'meta'")],
 )  # fmt: skip
 def test_unknown_devices(name, message):
     with pytest.raises(SettingsError, match=message):
         pick_device(name)
+
+
+def test_why_a_device_cannot_be_used_is_said(monkeypatch):
+    def empty(*_, **__):
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(SettingsError, match=r"got 'cuda', which cannot be used: CUDA error: out of memory; leave it"):
+        pick_device("cuda")
 
 
 def test_precision():

@@ -160,6 +160,9 @@ def test_memory_that_can_be_had(monkeypatch, tmp_path):
     assert devices.available_memory() == 1000 * 1024
     files["/sys/fs/cgroup/memory.max"] = "105000\n"
     assert devices.available_memory() == 100_000
+    # Files that were read stay in memory until it is needed.
+    files["/sys/fs/cgroup/memory.stat"] = "anon 2000\ninactive_file 3000\nactive_file 10\n"
+    assert devices.available_memory() == 103_000
     del files["/sys/fs/cgroup/memory.max"]
     assert devices.available_memory() == 1000 * 1024
     files.clear()

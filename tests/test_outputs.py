@@ -97,6 +97,7 @@ class TestLabels:
             ("x.tif", np.zeros((0, 4), int), r"but got \(0, 4\)"),
             ("x.png", np.full((2, 2), 5), r"class ids 0 to 4 for x\.png, but got 5 to 5"),
             ("x.png", np.full((2, 2), -1), "but got -1 to -1"),
+            ("x.tif", np.array([[0.5, 1.7]]), r"expected integers as class ids for x\.tif, but got float64"),
         ],
     )
     def test_what_cannot_be_written(self, tmp_path, name, labels, message):
@@ -168,6 +169,19 @@ class TestOverlay:
             OutputError, match=r"shape \(5, 6, 3\) under labels of shape \(5, 6\), but got \(12, 17, 3\)"
         ):
             outputs.overlay(rgb, np.zeros((5, 6), int), self.COLOURS)
+
+    def test_colours_of_any_memory_layout(self, rgb):
+        labels = np.zeros(rgb.shape[:2], int)
+        labels[3:] = 1
+        plain = outputs.overlay(rgb, labels, self.COLOURS)
+        for colours in (np.asfortranarray(self.COLOURS), np.repeat(self.COLOURS, 2, axis=0)[::2]):
+            np.testing.assert_array_equal(outputs.overlay(rgb, labels, colours), plain)
+
+    def test_a_label_below_0_has_no_colour(self, rgb):
+        labels = np.zeros(rgb.shape[:2], int)
+        labels[3, 4] = -1
+        with pytest.raises(OutputError, match="a colour for each class, but class -1 has none of 2"):
+            outputs.overlay(rgb, labels, self.COLOURS)
 
     def test_class_without_colour(self, rgb):
         with pytest.raises(OutputError, match="a colour for each class, but class 2 has none of 2"):

@@ -45,6 +45,17 @@ class TestPrepareFolder:
         with pytest.raises(OutputError, match=r"write .*file, but there is a file of this name; choose another path"):
             storage.prepare_folder(tmp_path / "file")
 
+    def test_a_check_leaves_what_others_made_meanwhile(self, tmp_path, monkeypatch):
+        original = storage.prepare_folder
+
+        def prepare(folder, **options):
+            (tmp_path / "new" / "b").mkdir(parents=True)
+            return original(folder, **options)
+
+        monkeypatch.setattr(storage, "prepare_folder", prepare)
+        storage.check_folder(tmp_path / "new" / "a")
+        assert files(tmp_path / "new") == ["b"]
+
     def test_below_a_file(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(OutputError, match="a part of this path is a file"):
@@ -137,6 +148,44 @@ class TestJson:
             storage.append_line(log, record)
         assert [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] == records
 
+    def test_names_that_are_no_utf8(self, tmp_path):
+        name = os.fsdecode(b"\xffscan")
+        storage.write_json(tmp_path / "x.json", {"origin": name})
+        storage.append_line(tmp_path / "log.jsonl", {"origin": name})
+        assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"origin": name}
+        assert storage.read_lines(tmp_path / "log.jsonl") == [{"origin": name}]
+
+    def test_a_last_line_without_its_end(self, tmp_path):
+        log = tmp_path / "log.jsonl"
+        log.write_bytes(b'{"a": 1}\n{"a": 2}')
+        assert storage.read_lines(log) == [{"a": 1}, {"a": 2}]
+        storage.append_line(log, {"a": 3})
+        assert storage.read_lines(log) == [{"a": 1}, {"a": 2}, {"a": 3}]
+        with log.open("ab") as file:
+            file.write(b'{"a": ')
+        assert storage.read_lines(log) == [{"a": 1}, {"a": 2}, {"a": 3}]
+        assert log.read_bytes().endswith(b'{"a": 3}\n')
+
+    def test_a_line_of_which_the_disk_takes_a_part_at_a_time(self, tmp_path, monkeypatch):
+        class Piecewise:
+            def __init__(self, file):
+                self.file = file
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                self.file.close()
+
+            def write(self, data):
+                return self.file.write(data[:3])
+
+        original = Path.open
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", lambda path, *args, **options: Piecewise(original(path, *args, **options)))
+            storage.append_line(tmp_path / "log.jsonl", {"step": 1})
+        assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1}\n'
+
     def test_lines_below_a_file(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(OutputError, match="a part of this path is a file"):
@@ -198,6 +247,41 @@ def test_a_lock_that_was_removed_keeps_nobody_out(tmp_path, monkeypatch):
     with storage.claimed(tmp_path), pytest.raises(OutputError, match="for this job alone"), storage.claimed(tmp_path):
         pass
     assert gone
+
+
+def test_a_lock_that_goes_while_it_is_looked_at(tmp_path, monkeypatch):
+    original, gone = os.fstat, []
+
+    def fstat(handle):
+        if not gone:
+            gone.append(1)
+            (tmp_path / storage.LOCK).unlink()
+        return original(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "fstat", fstat)
+        with storage.claimed(tmp_path):
+            assert files(tmp_path) == [storage.LOCK]
+    assert gone
+
+
+def test_a_full_disk_when_a_folder_is_to_be_held(tmp_path, monkeypatch):
+    original = Path.open
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda path, *args, **options: Full(original(path, *args, **options)))
+    with pytest.raises(OutputError, match="the disk is full"), storage.claimed(tmp_path):
+        pass
+    assert files(tmp_path) == []
 
 
 def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, caplog):

@@ -72,6 +72,17 @@ def is_closed(triangles):
 
 
 class TestMesh:
+    @pytest.mark.parametrize("suffix", [".stl", ".ply"])
+    def test_a_folder_of_this_name_stays(self, tmp_path, suffix):
+        path = tmp_path / f"class_1{suffix}"
+        path.mkdir()
+        (path / "precious.txt").write_text("ten years of work")
+        volume = ball(3, (8, 8, 8))
+        with pytest.raises(OutputError, match="there is a folder of this name"):
+            mesh(slabs_of(volume), volume.shape, 1, path)
+        assert (path / "precious.txt").read_text() == "ten years of work"
+        assert list(tmp_path.iterdir()) == [path]
+
     @pytest.mark.parametrize("suffix", [".ply", ".stl"])
     @pytest.mark.parametrize("step", [1, 2, 3])
     @pytest.mark.parametrize("voxels", [1, 26 * 28 * 4 * 5, 10**7])

@@ -242,13 +242,6 @@ class TestInterrupted:
         assert write(again, range(32, 70)).finish() == 70
         assert path.read_bytes() == whole[kind]
 
-    def test_abandoned_part_is_in_no_video(self, tmp_path, kind):
-        path = tmp_path / f"{kind}.mp4"
-        video = write(parts_of(path, kind), range(40))
-        video.abandon_part()
-        assert video.finish(complete=False) == 32
-        assert len(read(path)[0]) == 32
-
     @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
     @pytest.mark.parametrize(("call", "left"), [(2, ".{}_000032.nut.tmp"), (4, ".{}.mp4.tmp")])
     def test_killed_while_writing(self, tmp_path, kind, call, left, whole):

@@ -101,6 +101,21 @@ class TestPictures:
         first, second = ((picture[:, :300] == palette(2)[k]).all(axis=2).sum(axis=1).max() for k in range(2))
         assert second / first == pytest.approx(0.25, abs=0.02)
 
+    def test_bars_have_the_names_of_classes_that_can_be_written(self):
+        summary = summarise(slabs_of(labels(SHAPE, 2)), SHAPE, 2)
+        plain = figure(summary, palette(2))
+
+        def named(name):
+            summary["classes"]["1"]["name"] = name
+            return figure(summary, palette(2))
+
+        assert not np.array_equal(named("grain"), plain)
+        # Letters that the font has not, and a name that leaves room for the bar.
+        np.testing.assert_array_equal(named("Körner"), plain)
+        np.testing.assert_array_equal(named("very long " * 20), named("very long " * 30))
+        bars = (named("very long " * 20)[:, :300] == palette(2)[1]).all(axis=2)
+        assert bars.sum(axis=1).max() > 50
+
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
     def test_orthogonal_keeps_proportions(self, dtype):
         volume = labels((10, 20, 40), 3)

@@ -26,7 +26,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spwnet.errors import InputError
+from spwnet.images import open_images
 from spwnet.sources import ImageSource
+from spwnet.volumefiles import hdf5
 from spwnet.volumes import SliceSource, Volume, is_volume, join_channels, open_volume
 
 RNG = np.random.default_rng(0)
@@ -390,6 +392,12 @@ def test_an_ome_tiff_of_several_files_is_read_whole_or_not_at_all(tmp_path):
         open_volume(tmp_path / "0.ome.tif")
 
 
+def test_a_stack_of_imagej_that_goes_upwards_has_its_spacing(tmp_path):
+    metadata = {"axes": "ZYX", "spacing": -2.0, "unit": "um"}
+    tifffile.imwrite(tmp_path / "a.tif", noise(3, 6, 5), imagej=True, resolution=(4, 2), metadata=metadata)
+    assert open_volume(tmp_path / "a.tif").spacing == (2.0, 0.5, 0.25)
+
+
 @pytest.mark.parametrize("unit", ["pixel", None])
 def test_imagej_without_calibration_has_no_spacing(tmp_path, unit):
     tifffile.imwrite(
@@ -470,6 +478,33 @@ def test_a_tiff_cut_off_is_refused(tmp_path, compression):
     (tmp_path / "a.tif").write_bytes(whole_file[: len(whole_file) // 2])
     with pytest.raises(InputError, match=r"a\.tif"):
         whole(open_volume(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_alpha_is_that_of_the_axes_of_the_file(tmp_path, compression, caplog):
+    array = noise(4, 20, 30, dtype="uint16")
+    extra = {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "a.tif", array, compression=compression, **extra)
+    volume = open_volume(tmp_path / "a.tif", axes="ZYX")
+    assert (volume.channels, volume.rgb) == (1, False)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume)).read((slice(0, 4),) * 3)[..., 0], array[:, :4, :4])
+    assert "alpha" not in caplog.text
+    tifffile.imwrite(tmp_path / "b.tif", noise(3, 8, 9, 4), photometric="rgb", metadata={"axes": "ZYXS"})
+    again = open_volume(tmp_path / "b.tif", axes="XYZC")
+    assert again.channels == 3
+    assert whole(again).shape == (9, 8, 3, 3)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
+def test_one_page_is_a_volume_of_one_slice_if_the_file_says_so(tmp_path, compression, suffix):
+    array = noise(1, 9, 7)
+    path = tmp_path / f"a{suffix}"
+    tifffile.imwrite(path, array, imagej=suffix == ".tif", metadata={"axes": "ZYX"}, compression=compression)
+    volume = open_volume(path)
+    np.testing.assert_array_equal(whole(volume)[..., 0], array)
+    np.testing.assert_array_equal(volume.read((slice(0, 1), slice(2, 5), slice(3)))[..., 0], array[:, 2:5, :3])
+    assert volume.read((slice(1, 2), slice(None), slice(None))).shape == (0, 9, 7, 1)
 
 
 # Slices in files of their own
@@ -683,6 +718,37 @@ def test_places_that_are_not_evenly_spaced_give_no_spacing(h5):
     assert (volume.shape, volume.spacing) == ((4, 5, 6), None)
 
 
+def test_angles_and_pixels_are_not_of_one_unit(h5):
+    data = nexus(h5, noise(4, 5, 6), axes=["rotation_angle", "y", "x"])
+    for axis, step, unit, size in (("rotation_angle", 0.18, "degree", 4), ("y", 1.0, "px", 5), ("x", 1.0, "px", 6)):
+        data[axis] = step * np.arange(size)
+        data[axis].attrs["units"] = unit
+    path = h5.filename
+    assert reopened(h5).spacing is None
+    with h5py.File(path, "r+") as file:
+        file["entry/data/rotation_angle"].attrs["units"] = "Px "
+    assert open_volume(path).spacing == pytest.approx((0.18, 1, 1))
+
+
+def test_links_are_counted_before_they_are_followed(h5, monkeypatch):
+    monkeypatch.setattr("spwnet.volumefiles.hdf5.MOST_NODES", 50)
+    opened = []
+    child = hdf5._child
+    monkeypatch.setattr(hdf5, "_child", lambda group, name: opened.append(name) or child(group, name))
+    h5["a"] = noise(4, 5, 6)
+    for k in range(200):
+        h5[f"link{k}"] = h5["a"]
+    with pytest.raises(InputError, match="expected at most 50 datasets, but there are more; give one by `dataset`"):
+        reopened(h5)
+    assert len(opened) <= 60
+
+
+def test_axistags_of_another_number_of_axes_say_nothing(h5):
+    h5["data"] = noise(4, 5, 6)
+    h5["data"].attrs["axistags"] = json.dumps({"axes": [{"key": key} for key in "xyzc"]})
+    assert reopened(h5).shape == (4, 5, 6)
+
+
 def test_ilastik_names_axes_and_spacing(h5):
     array = noise(1, 4, 5, 6, 2)
     h5["exported_data"] = array
@@ -842,6 +908,16 @@ def test_arrays_of_a_plain_group_are_found_or_listed(tmp_path, version):
         open_volume(zarr.create_array(tmp_path / "array.zarr", data=noise(4, 5, 6)).store.root, dataset="b")
 
 
+def test_an_array_in_a_zip_file_is_named_in_the_path(tmp_path):
+    with zarr.storage.ZipStore(tmp_path / "g.zarr.zip", mode="w") as store:
+        group = zarr.open_group(store, mode="w")
+        for name, n in (("a", 4), ("b", 3)):
+            group.create_array(name, data=noise(n, 5, 6))
+    volume = open_volume(f"{tmp_path / 'g.zarr.zip'}:/a")
+    assert (volume.shape, volume.origin) == ((4, 5, 6), f"{tmp_path / 'g.zarr.zip'}:/a")
+    assert open_volume(volume.origin).shape == (4, 5, 6)
+
+
 def test_images_of_bioformats_are_found(tmp_path):
     group = zarr.open_group(tmp_path / "v.zarr", mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
     image = group.create_group("0", attributes={"multiscales": [multiscales("zyx", [3, 2, 1], paths=("0", "1"))]})
@@ -884,6 +960,13 @@ def test_scaled_nifti_gives_scaled_values(tmp_path):
     expected = nibabel.load(tmp_path / "v.nii.gz").get_fdata()
     np.testing.assert_allclose(whole(volume)[..., 0], expected.transpose(2, 1, 0), rtol=1e-6)
     assert (volume.spacing, volume.unit, volume.chunks) == ((1, 1, 1), None, (1, 5, 4))
+
+
+def test_what_a_fourth_axis_of_nifti_is_taken_for_is_said(tmp_path, caplog):
+    nibabel.save(nibabel.Nifti1Image(noise(4, 5, 6, 10), np.eye(4)), tmp_path / "v.nii")
+    with caplog.at_level(logging.INFO):
+        assert open_volume(tmp_path / "v.nii").channels == 10
+    assert "of length 10, is taken for channels" in caplog.text
 
 
 def test_many_points_in_time_are_no_channels(tmp_path):
@@ -951,6 +1034,10 @@ def test_raw_binary_needs_shape_type_and_a_file_of_that_size(tmp_path):
         ({"shape": (4, 5, 5), "dtype": "u1", "offset": 2}, "expected 102 bytes for .* after 2 bytes of header"),
         ({"shape": (4, 5, 5), "dtype": "blue"}, "expected a `dtype` such as .*, but got 'blue'"),
         ({"shape": (4, 5, 0), "dtype": "u1"}, "expected a `shape` of positive integers"),
+        ({"shape": 100, "dtype": "u1"}, "expected a `shape` of positive integers"),
+        ({"shape": (4, 5, 5.0), "dtype": "u1"}, "expected a `shape` of positive integers"),
+        ({"shape": (4, 5, 5), "dtype": "u1", "offset": "2"}, "an `offset` of 0 or more"),
+        ({"shape": np.array([4, 5, 6]), "dtype": "u1", "offset": np.int64(0)}, "expected 120 bytes for shape"),
         ({"shape": (10, 10), "dtype": "u1"}, "expected a volume, of three dimensions or four"),
     ]:
         with pytest.raises(InputError, match=match):
@@ -1006,9 +1093,11 @@ def test_npy_of_other_content_is_refused(tmp_path):
         (noise(4, 5, 6), {"spacing": float("nan")}, "but got nan"),
         (noise(4, 5, 6), {"unit": "nm"}, "expected `spacing` with the unit nanometer"),
         (noise(4, 5, 6), {"spacing": 1, "unit": "milimeter"}, "'milimeter'; choose one. Did you mean 'millimeter'"),
-        (noise(4, 5, 6), {"dataset": "x"}, "expected `dataset` for HDF5 and Zarr alone, but got it for an array"),
-        (noise(4, 5, 6), {"level": 1}, "expected `level` for OME-Zarr alone"),
-        (noise(4, 5, 6), {"offset": 1}, "expected `offset` for raw binary alone"),
+        (noise(4, 5, 6), {"dataset": "x"}, "expected `dataset` only for HDF5 and Zarr, but got it for an array"),
+        (noise(4, 5, 6), {"shape": np.array([1, 2, 3])}, "expected `shape` only for raw binary"),
+        (noise(4, 5, 6), {"level": np.int64(1)}, "expected `level` only for OME-Zarr"),
+        (noise(4, 5, 6), {"level": 1}, "expected `level` only for OME-Zarr"),
+        (noise(4, 5, 6), {"offset": 1}, "expected `offset` only for raw binary"),
         (7, {}, "expected a path, an array or a list of paths, but got int"),
     ],
 )  # fmt: skip
@@ -1029,9 +1118,11 @@ def test_paths_that_are_no_volumes_are_refused(tmp_path):
         ("b.h5", {}, r"there is no .*b\.h5; check the path"),
         ("b.h5:/data", {}, r"there is no .*b\.h5; check the path"),
         ("empty", {}, "expected images .* but there are none"),
-        ("a.tif", {"dataset": "x"}, r"expected `dataset` for HDF5 and Zarr alone, but got it for a\.tif"),
-        ("a.tif", {"shape": (1, 2, 3)}, "expected `shape` for raw binary alone"),
-        ("a.tif", {"level": 1}, "expected `level` for OME-Zarr alone"),
+        ("x" * 5000, {}, r"there is no .*x…; check the path"),
+        ("x" * 5000 + ".h5:/data", {}, r"there is no .*x…; check the path"),
+        ("a.tif", {"dataset": "x"}, r"expected `dataset` only for HDF5 and Zarr, but got it for a\.tif"),
+        ("a.tif", {"shape": (1, 2, 3)}, "expected `shape` only for raw binary"),
+        ("a.tif", {"level": 1}, "expected `level` only for OME-Zarr"),
     ]:
         with pytest.raises(InputError, match=match):
             open_volume(tmp_path / name, **options)
@@ -1049,6 +1140,28 @@ def test_values_that_are_not_finite_are_named_with_their_region(value):
         volume.read((slice(2, 4), slice(None), slice(None)))
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", noise(3, 20, 30), photometric="minisblack")
+    monkeypatch.chdir(tmp_path)
+    for opened in (open_volume, open_images):
+        with pytest.raises(InputError, match="expected a path, but got an empty one; check the variable"):
+            opened("")
+
+
+@pytest.mark.parametrize("where", [(0, slice(None), slice(None)), (slice(None),) * 2, (slice(0, 4, 2),) * 3])
+def test_regions_are_three_slices(where):
+    with pytest.raises(InputError, match="expected three slices without steps, along z, y, x, but got"):
+        open_volume(noise(4, 5, 6)).read(where)
+
+
+def test_a_slice_too_large_for_memory_is_refused_before_it_is_read(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("data", (1, 2**21, 2**21), "u1", chunks=(1, 64, 64))
+    source = SliceSource(open_volume(tmp_path / "v.h5"))
+    with pytest.raises(InputError, match=r"at most 1,000,000,000 pixels, but those across z of 'v' have 2097152×"):
+        source[0]
+
+
 def test_spacing_and_unit_given_replace_or_convert_those_of_the_file(tmp_path):
     with mrcfile.new(tmp_path / "v.mrc") as file:
         file.set_data(noise(4, 5, 6, dtype="int16"))
@@ -1061,7 +1174,7 @@ def test_spacing_and_unit_given_replace_or_convert_those_of_the_file(tmp_path):
     again = open_volume(given, spacing=4, unit="µm")
     assert (again.spacing, again.unit) == ((4.0, 4.0, 4.0), "micrometer")
     with pytest.raises(
-        InputError, match="expected `axes` for what is not open yet alone, but got it for an open volume"
+        InputError, match="expected `axes` only for what is not open yet, but got it for an open volume"
     ):
         open_volume(given, axes="ZYX")
 

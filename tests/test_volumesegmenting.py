@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 
 import spwnet
-from spwnet import join_channels, open_volume, segment_volume, volumesegmenting, volumewriting
+from spwnet import join_channels, open_volume, segment_volume, volumesegmenting, volumetric, volumewriting
 from spwnet.classes import clean
 from spwnet.config import LabelSettings, make_settings
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.volumes import SliceSource
+from spwnet.volumesegmenting import check_options
 from tests.conftest import SOLID, phantom
 
 SPACING = (2.0, 1.0, 1.0)
@@ -205,7 +206,8 @@ def test_a_job_does_not_go_on_with_another_s_blocks(solid_models, solid_model, v
     others = {
         "model": {"model": solid_models["default", 1]},
         "volume": {"volume": open_volume(phantom(seed=1), spacing=SPACING)},
-        "spacing": {"volume": open_volume(phantom(), spacing=(1, 1, 1))},
+        "spacing": {"volume": open_volume(phantom(), spacing=(1, 1, 1), unit="micrometer")},
+        "unit": {"volume": open_volume(phantom(), spacing=SPACING, unit="millimeter")},
         "labels": {"labels": LabelSettings(classes=3)},
         "blocks": {"block": 12},
     }
@@ -312,6 +314,11 @@ def test_values_that_are_not_finite_are_named(solid_model, tmp_path):
         ({"labels": LabelSettings(classes=3, merge=((0, 4),))}, SettingsError, "expected class ids below 3"),
         ({"block": 0}, SettingsError, "expected a block of one or three sides of at least 1 voxel, but got 0"),
         ({"block": (8, 8)}, SettingsError, r"but got \(8, 8\)"),
+        ({"block": (4.5, 8, 8)}, SettingsError, r"but got \(4\.5, 8, 8\); give whole numbers"),
+        ({"block": "8"}, SettingsError, "but got '8'"),
+        ({"workers": "2"}, SettingsError, "expected at least one worker, but got '2'"),
+        ({"meshes": ["1"]}, SettingsError, "expected classes from 0 for surfaces, but got '1'; give"),
+        ({"scheduler": "thread"}, SettingsError, "no address such as .* or use 'threads' or 'processes'"),
         ({"suffix": ".png"}, OutputError, r"expected a label volume named \.tif, .* but got 'labels\.png'"),
         ({"meshes": [1, 5]}, SettingsError, "expected classes 0 to 4 for surfaces, but got 5"),
         ({"workers": 0}, SettingsError, "expected at least one worker, but got 0"),
@@ -323,7 +330,20 @@ def test_mistakes_are_told_before_work_starts(solid_model, volume, tmp_path, mon
     with pytest.raises(kind, match=message):
         segment_volume(**{"model": solid_model, "volume": volume, "output": tmp_path / "out", **options})
     assert made == []
-    assert not list(tmp_path.rglob("*.block"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_are_checked_before_there_is_a_model(monkeypatch):
+    check_options(block=np.int64(8), workers=np.int64(2), meshes=np.array([1]), scheduler="threads")
+    check_options(block=np.array([8, 8, 8]), suffix=".npy")
+    pytest.importorskip("distributed")
+    check_options(scheduler="processes")
+    check_options(scheduler="tcp://host:8786")
+    with pytest.raises(SettingsError, match="expected a Dask scheduler at 'thread', but: this is no address"):
+        check_options(scheduler="thread")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SettingsError, match=r"pip install 'spwnet\[dask\]'"):
+        check_options(scheduler="processes")
 
 
 NAMED = LabelSettings(
@@ -367,15 +387,110 @@ def test_a_volume_too_large_to_be_cleaned(solid_model, volume, tmp_path, monkeyp
     segment_volume(solid_model, volume, tmp_path / "out", block=40)
 
 
-def test_too_little_space_is_told_before_work_starts(solid_model, volume, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("suffix", "least"), [(".npy", 30 * 28 * 26), (".tif", 30 * 28 * 26 // 10)])
+def test_too_little_space_is_told_before_work_starts(solid_model, volume, tmp_path, monkeypatch, suffix, least):
     made = counting(monkeypatch)
-    monkeypatch.setattr(volumewriting.shutil, "disk_usage", lambda _: SimpleNamespace(free=30 * 28 * 26 - 1))
+    options = {"block": BLOCK, "suffix": suffix}
+    monkeypatch.setattr(volumewriting.shutil, "disk_usage", lambda _: SimpleNamespace(free=least - 1))
     with pytest.raises(OutputError, match=r"expected 0\.00 GiB of free space for .*; free some or choose another disk"):
-        segment_volume(solid_model, volume, tmp_path / "out", block=BLOCK)
+        segment_volume(solid_model, volume, tmp_path / "out", **options)
     assert made == []
-    monkeypatch.setattr(volumewriting.shutil, "disk_usage", lambda _: SimpleNamespace(free=30 * 28 * 26))
-    segment_volume(solid_model, volume, tmp_path / "out", block=BLOCK, overwrite=True)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(volumewriting.shutil, "disk_usage", lambda _: SimpleNamespace(free=least))
+    monkeypatch.setattr(volumesegmenting.BlockStore, "n_bytes", lambda _: least)
+    segment_volume(solid_model, volume, tmp_path / "out", **options)
     assert len(made) == 27
+
+
+def test_too_little_space_for_the_volume_itself_is_told_when_the_blocks_are_made(
+    solid_model, volume, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(volumesegmenting.BlockStore, "n_bytes", lambda _: 2**70)
+    with pytest.raises(OutputError, match="of free space for"):
+        segment_volume(solid_model, volume, tmp_path, block=BLOCK)
+    monkeypatch.undo()
+    made = counting(monkeypatch)
+    segment_volume(solid_model, volume, tmp_path, block=BLOCK, resume=True)
+    assert made == []
+
+
+def test_nothing_is_left_where_nothing_was_done(solid_model, volume, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        counting(patch, 0)
+        with pytest.raises(RuntimeError, match="crash"):
+            segment_volume(solid_model, volume, tmp_path / "out", block=BLOCK, workers=1)
+    assert list(tmp_path.iterdir()) == []
+    segment_volume(solid_model, volume, tmp_path / "out", block=BLOCK)
+
+
+def test_slices_that_do_not_fit_into_memory_are_told_before_they_are_read(solid_model, volume, monkeypatch):
+    monkeypatch.setattr(volumetric, "available_memory", lambda: 2 * 28 * 26.0)
+    segment_volume(solid_model, volume, block=40)
+    with pytest.raises(InputError, match=r"GiB of memory at least for 4 of the slices of 'volume', but there are 0\.0"):
+        spwnet.train(volume, settings=solid_model.settings, frames=[1, 2, 3, 4])
+    monkeypatch.setattr(SliceSource, "__getitem__", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(volumetric, "available_memory", lambda: 28 * 26 - 1.0)
+    with pytest.raises(InputError, match="for 1 of the slices of 'volume'"):
+        segment_volume(solid_model, volume)
+    with pytest.raises(InputError, match="for 1 of the slices of 'volume'"):
+        spwnet.train(volume, settings=solid_model.settings, frames="auto")
+
+
+def test_frames_of_a_volume_as_an_array(solid_model, volume):
+    model = spwnet.train(volume, settings=solid_model.settings, frames=np.array([3, 9]))
+    assert [image["name"] for image in model.info["images"]] == ["volume_z_0003", "volume_z_0009"]
+    slices = make_settings("instant", overrides={**SOLID, "volumes.mode": "slices"})
+    assert len(spwnet.train(volume, settings=slices, frames=np.array([3, 9])).info["images"]) == 2
+
+
+# Surfaces
+
+
+def test_surfaces_of_classes_that_do_not_occur_are_left_out(solid_model, volume, tmp_path, caplog):
+    labels = LabelSettings(classes=3, merge=((0, 2),))
+    summary = segment_volume(solid_model, volume, tmp_path, block=40, labels=labels, meshes=[1, 2]).summary
+    assert "2" not in summary["classes"]
+    assert "no surface of class 2, which does not occur" in caplog.text
+    assert (tmp_path / "class_1.stl").exists()
+    assert not (tmp_path / "class_2.stl").exists()
+
+
+def test_a_surface_that_cannot_be_written_leaves_the_job_to_be_resumed(solid_model, volume, tmp_path):
+    (tmp_path / "class_1.stl").mkdir()
+    with pytest.raises(OutputError, match=r"class_1\.stl, but there is a folder of this name"):
+        segment_volume(solid_model, volume, tmp_path, block=40, meshes=[1], overwrite=True)
+    assert not (tmp_path / "segmentation.json").exists()
+    (tmp_path / "class_1.stl").rmdir()
+    segment_volume(solid_model, volume, tmp_path, block=40, meshes=[1], resume=True)
+    (tmp_path / "class_1.stl").unlink()
+    (tmp_path / "class_1.stl").mkdir()
+    with pytest.raises(OutputError, match="there is a folder of this name"):
+        segment_volume(solid_model, volume, tmp_path, block=40, meshes=[1], resume=True)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_volume_of_one_slice_is_resumed_and_recut(tmp_path, compressed):
+    volume = open_volume(
+        phantom((1, 28, 26)), spacing=SPACING if compressed else None, unit="mm" if compressed else None
+    )
+    model = spwnet.train(volume, settings=make_settings("instant", overrides=SOLID))
+    first = segment_volume(model, volume, tmp_path / "out")
+    with_mesh = segment_volume(
+        model, volume, tmp_path / "out", resume=True, meshes=[int(min(first.summary["classes"]))]
+    )
+    assert with_mesh.summary == json.loads(json.dumps(first.summary))
+    spwnet.recut(tmp_path / "out", tmp_path / "two", classes=2)
+    assert labels_of(tmp_path / "two").shape == (1, 28, 26)
+
+
+def test_a_finished_job_that_needs_no_worker_asks_for_none(solid_model, volume, expected, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    with monkeypatch.context() as patch:
+        patch.setattr(volumesegmenting, "write_results", lambda *_, **__: pytest.fail("crash"))
+        with pytest.raises(pytest.fail.Exception):
+            segment_volume(solid_model, volume, tmp_path, block=BLOCK)
+    segment_volume(solid_model, volume, tmp_path, block=BLOCK, resume=True, scheduler="tcp://127.0.0.1:1")
+    np.testing.assert_array_equal(labels_of(tmp_path), expected)
 
 
 # Kinds of volumes and models
@@ -394,7 +509,7 @@ def test_channels_of_different_kinds():
 
 
 @pytest.mark.parametrize("mode", ["slices", "images"])
-def test_a_model_of_images_labels_a_volume_slice_by_slice(tmp_path, mode):
+def test_a_model_of_images_labels_a_volume_slice_by_slice(tmp_path, mode, monkeypatch):
     volume = open_volume(phantom((10, 28, 26)))
     settings = make_settings("instant", overrides={**SOLID, "volumes.mode": "slices"})
     training = volume if mode == "slices" else [volume.read((slice(z, z + 1),) + (slice(None),) * 2)[0] for z in (3, 9)]
@@ -404,8 +519,11 @@ def test_a_model_of_images_labels_a_volume_slice_by_slice(tmp_path, mode):
     result = segment_volume(model, volume, tmp_path, workers=2)
     np.testing.assert_array_equal(labels_of(tmp_path), np.stack(slices))
     assert json.loads((tmp_path / "segmentation.json").read_text())["block"] == [8, 28, 26]
-    np.testing.assert_array_equal(segment_volume(model, volume, block=(10, 14, 26)).labels, np.stack(slices))
     assert result.summary["classes"]
+    made = counting(monkeypatch)
+    # Of each slice all at once, whatever is said of its sides.
+    np.testing.assert_array_equal(segment_volume(model, volume, block=(5, 14, 26)).labels, np.stack(slices))
+    assert sorted(made) == [(slice(z, z + 5), slice(0, 28), slice(0, 26)) for z in (0, 5)]
 
 
 def test_a_model_of_a_volume_refuses_images(solid_model, pictures):
@@ -496,6 +614,7 @@ def test_a_scheduler_that_is_not_there(solid_model, volume, tmp_path, monkeypatc
     with pytest.raises(SettingsError, match=rf"expected a Dask scheduler at '{address}', but: .*; check the address"):
         segment_volume(solid_model, volume, tmp_path, scheduler=address)
     assert time.monotonic() - start < 5
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_worker_cannot_read_is_no_fault_of_the_scheduler(solid_model, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from spwnet import volumewriting
 from spwnet.blockstore import BlockStore
-from spwnet.classes import palette
+from spwnet.classes import Legend, palette
 from spwnet.errors import OutputError
 from spwnet.units import unit_symbol
+from spwnet.volumes import open_volume
 from spwnet.volumewriting import SUFFIXES, check_space, check_target, write_volume
 from tests.conftest import blocks_of, files_in, label_volume
 
@@ -305,6 +307,22 @@ class TestNexus:
             assert file["entry/process/version"].asstr()[()]
             assert file["entry/data/z"].attrs["units"] == "pixel"
 
+    def test_names_of_many_classes(self, tmp_path):
+        import h5py
+
+        legend = Legend(palette(6000), {5: "grain"})
+        write(tmp_path / "v.h5", label_volume(dtype="uint16"), n_classes=6000, legend=legend)
+        with h5py.File(tmp_path / "v.h5") as file:
+            names = file["entry/data/class_names"].asstr()[()].tolist()
+        assert (len(names), names[5], names[7]) == (6000, "grain", "class 7")
+        assert open_volume(tmp_path / "v.h5").shape == label_volume().shape
+
+    @pytest.mark.parametrize("shape", [(1, 4, 5), (3, 1, 5), (1, 1, 1)])
+    def test_spacing_along_an_axis_of_length_1(self, tmp_path, shape):
+        write(tmp_path / "v.nxs", np.zeros(shape, np.uint8), spacing=(2, 1, 0.5), unit="um")
+        found = open_volume(tmp_path / "v.nxs")
+        assert (found.shape, found.spacing, found.unit) == (shape, (2, 1, 0.5), "micrometer")
+
 
 class TestRefusals:
     def test_unknown_suffix(self, tmp_path):
@@ -401,6 +419,36 @@ class TestRefusals:
         (left / "half").touch()
         write(tmp_path / f"v{suffix}", label_volume())
         assert [p.name for p in tmp_path.iterdir()] == [f"v{suffix}"]
+
+    def test_the_earlier_volume_of_a_writer_that_was_killed_at_its_end(self, tmp_path):
+        path, old = tmp_path / "v.zarr", tmp_path / ".v.zarr.old"
+        write(path, label_volume())
+        path.rename(old)
+
+        def broken(z):
+            raise OutputError("expected block 7")
+
+        with pytest.raises(OutputError, match="expected block 7"):
+            write_volume(path, (9, 11, 13), "uint8", broken, n_classes=5)
+        np.testing.assert_array_equal(read(path)[0], label_volume())
+        shutil.copytree(path, old)
+        write(path, label_volume(seed=1), overwrite=True)
+        np.testing.assert_array_equal(read(path)[0], label_volume(seed=1))
+        assert [p.name for p in tmp_path.iterdir()] == ["v.zarr"]
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_an_origin_that_is_no_utf8(self, tmp_path, suffix):
+        write(tmp_path / f"v{suffix}", label_volume(), provenance={**PROVENANCE, "origin": os.fsdecode(b"\xffscan")})
+        np.testing.assert_array_equal(read(tmp_path / f"v{suffix}")[0], label_volume())
+
+    def test_a_file_that_came_where_a_folder_is_to_be(self, tmp_path):
+        def slabs(z):
+            (tmp_path / "v.zarr").write_text("ten years of work")
+            return label_volume()[z]
+
+        with pytest.raises(OutputError, match="there is a file of this name"):
+            write_volume(tmp_path / "v.zarr", (9, 11, 13), "uint8", slabs, n_classes=5)
+        assert (tmp_path / "v.zarr").read_text() == "ten years of work"
 
     def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(self, tmp_path, monkeypatch):
         path = tmp_path / "v.zarr"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Region = tuple[slice, slice, slice]
 
 NEARLY_WHOLE = 0.02
-"""Relative difference by which one over a scale may miss a whole number."""
+"""Relative difference by which 1/scale may miss an integer."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def make_grid(
     Raises
     ------
     SettingsError
-        If one over the scale is no whole number.
+        If 1/scale is not an integer.
     """
     depth, height, width = shape
     if scale == "auto":
@@ -101,9 +101,11 @@ def make_grid(
     else:
         factor = max(1, round(1 / float(scale)))
         if abs(factor * float(scale) - 1) > NEARLY_WHOLE:
+            low = math.floor(1 / float(scale))
+            near = " or ".join("1" if n == 1 else f"1/{n}" for n in (low, low + 1) if n)
             raise SettingsError(
                 f"expected `images.scale` of a volume to be 1, 1/2, 1/3 … because whole voxels are averaged, but got "
-                f"{float(scale):g}; use {1 / factor:.4g} or 1/{factor + 1}"
+                f"{float(scale):g}; use {near}"
             )
     sides = spacing or (1.0, 1.0, 1.0)
     finest = min(sides)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from spwnet.outputs import checked_labels, stored_dtype
 from spwnet.storage import atomic_write, readable_errors, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -101,7 +101,7 @@ class BlockStore:
         """Return the blocks that are still to be made, in order."""
         return [k for k in range(len(self.regions)) if not self.is_done(k)]
 
-    def write(self, k: int, labels: Labels, extra: Mapping[str, Any] | None = None) -> None:
+    def write(self, k: int, labels: Labels) -> None:
         """Write a block; writing it again replaces it by its equal, whoever else reads or writes it.
 
         Parameters
@@ -110,8 +110,6 @@ class BlockStore:
             Which one, counted from 0.
         labels : ndarray of int, shape of its region
             Class ids that the type of the store holds.
-        extra : mapping, optional
-            Whatever else is to be kept with the block; JSON.
 
         Raises
         ------
@@ -120,7 +118,7 @@ class BlockStore:
         """
         ids = checked_labels(labels, self._size(k), self.dtype, np.iinfo(self.dtype).max, f"block {k}")
         planes = [zlib.compress(plane.astype(self.dtype.newbyteorder("<")).tobytes(), 1) for plane in ids]
-        head = self._identity(k) | {"lengths": [len(plane) for plane in planes], "extra": dict(extra or {})}
+        head = self._identity(k) | {"lengths": [len(plane) for plane in planes]}
         header = json.dumps(head, allow_nan=False).encode()
         content = b"".join([len(header).to_bytes(4, "little"), header, *planes])
         atomic_write(self._path(k), sha256(content).digest() + content)
@@ -134,17 +132,6 @@ class BlockStore:
             If it is not done.
         """
         return self._slices(k, 0, self._size(k)[0])
-
-    def extra(self, k: int) -> dict[str, Any]:
-        """Return what else was written with a block.
-
-        Raises
-        ------
-        OutputError
-            If it is not done.
-        """
-        with self._opened(k) as (_, header, _):
-            return dict(header["extra"])
 
     def slab(self, z: slice) -> NDArray[np.unsignedinteger[Any]]:
         """Return some slices of the volume, put together from the blocks; only these slices are held in memory.
@@ -210,9 +197,9 @@ class BlockStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 write_json(path, job)
-            text = path.read_text(encoding="utf-8")
+            content = path.read_bytes()
         try:
-            found = json.loads(text)
+            found = json.loads(content)
         except ValueError:
             found = None
         if found != job:
@@ -234,13 +221,15 @@ class BlockStore:
 
     def _header(self, k: int, file: BinaryIO) -> tuple[dict[str, Any], int] | None:
         """Header of an open block and where its slices begin; None if it is damaged, and removed then, or foreign."""
-        status = os.fstat(file.fileno())
-        signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+        signature = _signature(os.fstat(file.fileno()))
         known = self._seen.get(k)
         if known is None or known[0] != signature:
             digest, content = file.read(_DIGEST), file.read()
             if sha256(content).digest() != digest:
-                self._path(k).unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    # Another process may have put a whole one in its place meanwhile.
+                    if _signature(self._path(k).stat()) == signature:
+                        self._path(k).unlink()
                 return None
             start = 4 + int.from_bytes(content[:4], "little")
             header = json.loads(content[4:start])
@@ -278,6 +267,10 @@ class BlockStore:
                 raw = zlib.decompress(data[begin - ends[low] : end - ends[low]])
                 plane[...] = np.frombuffer(raw, self.dtype.newbyteorder("<")).reshape(height, width)
         return labels
+
+
+def _signature(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _unreadable(path: Path, error: Exception) -> OutputError:

@@ -37,10 +37,11 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
         raise SettingsError(
-            f"expected a device of this machine ({', '.join(have)}), but got {name!r}; leave it at 'auto'"
+            f"expected a device of this machine ({', '.join(have)}), but got {name!r}, which cannot be used: "
+            f"{str(error).partition(chr(10))[0]}; leave it at 'auto'"
         ) from error
     if device.type not in ("cpu", "cuda", "mps"):
         raise SettingsError(f"expected the device 'auto', 'cpu', 'cuda' or 'mps', but got {name!r}")
@@ -56,12 +57,21 @@ def available_memory() -> float:
         group = Path("/sys/fs/cgroup")
         limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
         if limit != "max":
-            found = min(found, float(limit) - float(used))
+            found = min(found, float(limit) - float(used) + _idle_cache(group / "memory.stat"))
     except (OSError, ValueError, StopIteration):
         # Not Linux, or without control groups: what is there in all is the least that is known.
         if found == math.inf and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
             found = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return found
+
+
+def _idle_cache(stat: Path) -> float:
+    """Bytes of files kept in memory that a container counts as used, but gives up where memory is needed."""
+    try:
+        lines = stat.read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(float(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def convolution_type(precision: str, device: torch.device) -> torch.dtype:

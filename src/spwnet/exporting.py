@@ -93,6 +93,9 @@ def export(
     hold both. It gives (B, K, H, W) float32 of the K classes of the network, not of the codebook. In ONNX they are
     named ``image`` and ``probabilities``. Before it is written, it is compared with prediction in float32.
 
+    It is made and compared on the processor. TorchScript and torch.export name no device: moved to another one, they
+    compute there.
+
     Parameters
     ----------
     model : TrainedModel or path
@@ -223,7 +226,7 @@ class Classifier(nn.Module):
         for axis in (2, 3):
             size = x.shape[axis]
             whole = (size + self.multiple - 1) // self.multiple * self.multiple
-            x = x.index_select(axis, torch.arange(whole).clamp(max=size - 1))
+            x = x.index_select(axis, _places(whole, x).clamp(max=size - 1))
         maps = _cropped((SHARPNESS * self.norm(self.encoder(x))).softmax(1), height, width)
         if self.reduction == 1:
             return maps
@@ -250,7 +253,7 @@ def _handmade(perceptual: Tensor, reduction: int) -> Tensor:
     @cache
     def blurs(sigma: float) -> tuple[Tensor, Tensor]:
         inner = math.sqrt(max(sigma**2 - (reduction**2 - 1) / 12, 0.0)) / reduction
-        return _blur(height, inner), _blur(width, inner)
+        return _blur(height, inner, image), _blur(width, inner, image)
 
     def blur(maps: Tensor, sigma: float) -> Tensor:
         return _filtered(maps, *blurs(sigma))
@@ -262,7 +265,7 @@ def _handmade(perceptual: Tensor, reduction: int) -> Tensor:
     around = blur(image, WIDE)
     spread = torch.sqrt(blur((image - around).square(), WIDE).clamp(min=0) + 1)
     bands = {a: blurred[a] - blurred[b] for a, b in ((1, 2), (2, 4), (4, 8), (8, 16))}
-    finest = _filtered(perceptual, *(_blur(length, 1) for length in perceptual.shape[2:]))
+    finest = _filtered(perceptual, *(_blur(length, 1, perceptual) for length in perceptual.shape[2:]))
     powers = {0: _averaged((perceptual - finest).square(), reduction), **{a: bands[a].square() for a in (1, 2, 4)}}
     down, across = _slope(finest[:, :1], 2), _slope(finest[:, :1], 3)
     slopes = _averaged(torch.cat([down * down, across * across, down * across], dim=1), reduction)
@@ -281,7 +284,7 @@ def _handmade(perceptual: Tensor, reduction: int) -> Tensor:
 
 def _cropped(maps: Tensor, height: int, width: int) -> Tensor:
     # Not by slices: torch.export would then take only sizes that have something cut off.
-    return maps.index_select(2, torch.arange(height)).index_select(3, torch.arange(width))
+    return maps.index_select(2, _places(height, maps)).index_select(3, _places(width, maps))
 
 
 def _filtered(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -294,22 +297,28 @@ def _averaged(images: Tensor, reduction: int) -> Tensor:
     if reduction == 1:
         return images
     height, width = images.shape[2:]
-    return _filtered(images, _cells(height, reduction), _cells(width, reduction))
+    return _filtered(images, _cells(height, reduction, images), _cells(width, reduction, images))
 
 
-def _cells(length: int, reduction: int) -> Tensor:
-    """Weights of `length` pixels in each cell of `reduction`, (cells, length)."""
-    cells = torch.arange((length + reduction - 1) // reduction)[:, None]
-    inside = (torch.arange(length) // reduction == cells).float()
+def _places(count: int, like: Tensor) -> Tensor:
+    """0 … count − 1 where another tensor is; of `torch.arange` exporters keep the device it was followed on."""
+    return like.new_ones(count, dtype=torch.int64).cumsum(0) - 1
+
+
+def _cells(length: int, reduction: int, like: Tensor) -> Tensor:
+    """Weights of `length` pixels in each cell of `reduction`, (cells, length), where another tensor is."""
+    cells = _places((length + reduction - 1) // reduction, like)[:, None]
+    inside = (_places(length, like) // reduction == cells).float()
     return inside / inside.sum(1, keepdim=True)
 
 
-def _blur(length: int, sigma: float) -> Tensor:
+def _blur(length: int, sigma: float, like: Tensor) -> Tensor:
     """Weights of `length` pixels in each blurred one, (length, length): exporters take minutes over what changes size.
 
-    Sizes are tensors where they can be, and matrices keep theirs: rows from `count` on weigh nothing in the end.
+    Sizes are tensors where they can be. The matrix of the means has `length` rows, whatever `count` is: rows from
+    `count` on are multiplied by 0.
     """
-    places, size = torch.arange(length), torch.arange(length, length + 1)
+    places, size = _places(length, like), _places(1, like) + length
     if sigma < REDUCE_FROM:
         return _mirrored((places[:, None] == places).float(), size, sigma)
     factor = 2 ** math.floor(math.log2(2 * sigma / REDUCE_FROM))
@@ -331,9 +340,9 @@ def _mirrored(rows: Tensor, count: Tensor, sigma: float) -> Tensor:
     radius = int(TRUNCATE * sigma + 0.5)
     if radius == 0:
         return rows
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
-    kernel = torch.tensor([weight / math.fsum(weights) for weight in weights]).view(1, 1, -1, 1)
-    period = (torch.arange(rows.shape[0] + 2 * radius) - radius) % (2 * count)
+    weights = torch.exp(-0.5 * ((_places(2 * radius + 1, rows) - radius) / sigma).square())
+    kernel = (weights / weights.sum()).view(1, 1, -1, 1)
+    period = (_places(rows.shape[0] + 2 * radius, rows) - radius) % (2 * count)
     padded = rows.index_select(0, torch.minimum(period, 2 * count - 1 - period))
     return functional.conv2d(padded[None, None], kernel)[0, 0]
 
@@ -341,7 +350,7 @@ def _mirrored(rows: Tensor, count: Tensor, sigma: float) -> Tensor:
 def _slope(image: Tensor, axis: int) -> Tensor:
     """Central differences; 0 across a border."""
     length = image.shape[axis]
-    places = torch.arange(length)
+    places = _places(length, image)
     after, before = (places + 1).clamp(max=length - 1), (places - 1).clamp(min=0)
     inside = (after - before == 2).float().view((-1, 1) if axis == 2 else (1, -1))
     return (image.index_select(axis, after) - image.index_select(axis, before)) * (inside / 2)

@@ -28,6 +28,7 @@ from spwnet.prediction import prepare_image
 from spwnet.preparation import measure, prepare, working_size
 from spwnet.training import check_images
 from spwnet.volumes import SliceSource
+from spwnet.volumetric import check_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,17 @@ CANDIDATE_PIXELS, CANDIDATE_SIDE = 16_384, 128
 
 @dataclass
 class TrainingData:
-    """Training images, prepared and oversegmented, with their statistics and what ``run.json`` says of them."""
+    """Training images, with what a run says of them.
+
+    Attributes
+    ----------
+    pairs : list of (Prepared, Superpixels or None)
+        Of each image; None where the settings want no superpixels.
+    normalisation : Normalisation
+        Measured on all of them.
+    info : dict
+        For ``run.json``: "channels", and of each of the "images" name, SHA-256, shapes and number of superpixels.
+    """
 
     pairs: list[tuple[Prepared, Superpixels | None]]
     normalisation: Normalisation
@@ -241,7 +252,7 @@ def _working_pixels(source: ImageSource, chosen: Sequence[int], settings: ImageS
 def training_indices(source: ImageSource, frames: Sequence[int | str] | str | None, settings: Settings) -> list[int]:
     """Positions of the training images: those named, "auto", or a few spread evenly."""
     count = min(settings.training.images, len(source))
-    if frames == "auto":
+    if isinstance(frames, str) and frames == "auto":
         chosen = varied_indices(source, count, settings)
         logger.info("training on %s, which differ most", ", ".join(source.names[i] for i in chosen))
         return chosen
@@ -266,6 +277,11 @@ def training_slices(
     """Slices of a volume to train on: the axis that each is across, the slices across it, and its position.
 
     Across several axes, those named are taken of each, else so many are shared out among them.
+
+    Raises
+    ------
+    InputError
+        If they do not fit into memory, before they are read, or are not there.
     """
     axes = settings.volumes.axes
     found = []
@@ -273,11 +289,13 @@ def training_slices(
         source = SliceSource(volume, "zyx"[axis])
         count = len(range(number, settings.training.images, len(axes)))
         few = settings.training.model_copy(update={"images": count})
-        if frames is not None and frames != "auto":
+        check_slices(volume, [axis])
+        if frames is not None and not (isinstance(frames, str) and frames == "auto"):
             found += [(axis, source, index) for index in frame_indices(source, frames)]
         elif count:
             some = training_indices(source, frames, settings.model_copy(update={"training": few}))
             found += [(axis, source, index) for index in some]
+    check_slices(volume, [axis for axis, _, _ in found])
     return found
 
 

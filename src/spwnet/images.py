@@ -305,6 +305,9 @@ def fingerprint(image: Image) -> str:
 
 def find_paths(entry: str | Path) -> list[Path]:
     """Return the files of a path, at least one: itself, those of a folder, or those that match a pattern."""
+    if not str(entry):
+        # It would be the current folder.
+        raise InputError("expected a path, but got an empty one; check the variable that it comes from")
     path = Path(entry).expanduser()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES + VIDEOS:

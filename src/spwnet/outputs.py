@@ -140,8 +140,8 @@ def write_labels(path: str | Path, labels: Labels, n_classes: int) -> None:
     Raises
     ------
     OutputError
-        If the format is unknown, or does not hold so many classes or dimensions; if `labels` holds other ids; or if
-        the file cannot be written.
+        If the format is unknown, or does not hold so many classes or dimensions; if `labels` are no integers or hold
+        other ids; or if the file cannot be written.
     """
     path = Path(path)
     dtype = label_dtype(n_classes, path.suffix)
@@ -149,6 +149,8 @@ def write_labels(path: str | Path, labels: Labels, n_classes: int) -> None:
     if labels.size == 0 or labels.ndim not in ((2,) if png else (2, 3)):
         shapes = "(H, W); write volumes as TIFF (.tif)" if png else "(H, W) or (D, H, W)"
         raise OutputError(f"expected labels for {path.name} of shape {shapes}, but got {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise OutputError(f"expected integers as class ids for {path.name}, but got {labels.dtype}; convert them")
     if labels.min() < 0 or labels.max() >= n_classes:
         raise OutputError(
             f"expected class ids 0 to {n_classes - 1} for {path.name}, but got {labels.min()} to {labels.max()}; "
@@ -245,8 +247,9 @@ def overlay(
             f"expected a picture of shape {(*labels.shape, 3)} under labels of shape {labels.shape}, "
             f"but got {display.shape}; bring both to the same size"
         )
-    if labels.max(initial=0) >= len(colours):
-        raise OutputError(f"expected a colour for each class, but class {labels.max()} has none of {len(colours)}")
+    if labels.max(initial=0) >= len(colours) or labels.min(initial=0) < 0:
+        wrong = labels.max() if labels.min() >= 0 else labels.min()
+        raise OutputError(f"expected a colour for each class, but class {wrong} has none of {len(colours)}")
     return _drawn(display, labels, colours, opacity, (255, 255, 255), clear)
 
 
@@ -262,7 +265,7 @@ def _drawn(
 
     height, width = labels.shape
     # Four bytes a colour: a table of whole words is looked up several times faster.
-    words = np.pad(colours, ((0, 0), (0, 1))).view(np.uint32)[:, 0]
+    words = np.ascontiguousarray(np.pad(colours, ((0, 0), (0, 1)))).view(np.uint32)[:, 0]
     tint = Image.frombytes("RGB", (width, height), words[labels].tobytes(), "raw", "RGBX")
     plain = Image.fromarray(np.ascontiguousarray(display))
     picture = Image.blend(plain, tint, opacity)

@@ -94,7 +94,8 @@ def check_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = 
         prepare_folder(path, overwrite=overwrite, resume=resume)
     finally:
         for part in missing:
-            if part.is_dir():
+            # Another job may have made something there meanwhile.
+            with suppress(OSError):
                 part.rmdir()
 
 
@@ -140,13 +141,18 @@ def _locked(folder: Path) -> Iterator[None]:
                 "end, or choose another folder"
             )
         # Removed by one that just ended, it would keep nobody out.
-        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+        try:
+            same = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except FileNotFoundError:
+            same = False
+        if same:
             break
         file.close()
     try:
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}".encode())
-        file.flush()
+        with readable_errors(folder):
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}".encode())
+            file.flush()
         yield
     finally:
         with suppress(OSError):
@@ -228,7 +234,7 @@ def write_json(path: str | Path, value: object) -> None:
     OutputError
         If `value` holds NaN or infinity, for which JSON has no form, or the file cannot be written.
     """
-    atomic_write(path, (_json(value, Path(path), indent=2) + "\n").encode())
+    atomic_write(path, _json(value, Path(path), indent=2))
 
 
 def append_line(path: str | Path, record: Mapping[str, object]) -> None:
@@ -240,9 +246,11 @@ def append_line(path: str | Path, record: Mapping[str, object]) -> None:
         If `record` holds NaN or infinity, for which JSON has no form, or the file cannot be written.
     """
     path = Path(path)
-    line = (_json(dict(record), path) + "\n").encode()
+    left = memoryview(_json(dict(record), path))
     with readable_errors(path), path.open("ab", buffering=0) as file:
-        file.write(line)
+        # A disk that is nearly full takes a part, and tells of the error with the rest.
+        while left:
+            left = left[file.write(left) :]
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -266,7 +274,11 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
                 raise OutputError(
                     f"expected one record in each line of {path}, but line {number} is none: {error}; use `--overwrite`"
                 ) from error
-            atomic_write(path, b"".join(lines[:-1]))
+            lines = lines[:-1]
+            atomic_write(path, b"".join(lines))
+    if lines and not lines[-1].endswith(b"\n"):
+        # Whole but for its end: the next record would go on in the same line.
+        atomic_write(path, b"".join([*lines, b"\n"]))
     return records
 
 
@@ -284,10 +296,12 @@ def readable_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"expected to write {path}, but {reason}") from error
 
 
-def _json(value: object, path: Path, indent: int | None = None) -> str:
+def _json(value: object, path: Path, indent: int | None = None) -> bytes:
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
     except ValueError as error:
         raise OutputError(
             f"expected finite numbers for {path.name}, but: {error}; leave out what is not one"
         ) from error
+    # Names of files need be no UTF-8: Python's replacement for such bytes, written out, is JSON's own escape of it.
+    return text.encode("utf-8", "backslashreplace")

@@ -145,7 +145,7 @@ class VideoSource:
             raise InputError(f"cannot read {where}: {error}") from error
         except MemoryError:
             raise
-        except Exception as error:
+        except Exception as error:  # damaged files raise anything
             self._decoder = None  # it may have stopped half-way; the next call opens the file again
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"expected to read {where}, but: {reason}; check that the file is there") from error

@@ -176,10 +176,6 @@ class VideoParts:
         self.finished.add(self._encoder.start)
         self._encoder = None
 
-    def abandon_part(self) -> None:
-        """Forget the part in work, which has left no trace on the disk."""
-        self._encoder = None
-
     def finish(self, *, complete: bool = True) -> int:
         """Join all there is into the video, in place of an earlier one.
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Labels = NDArray[np.integer[Any]]
     Picture = NDArray[np.uint8]
 
+LONGEST_NAME = 110
+"""Pixels of the name of a class before its bar."""
 SLAB_VOXELS = 2**24
 """Labels that are in memory at once, about."""
 
@@ -304,18 +306,31 @@ def _draw_bars(
     draw.text((left, 14), "Volume fraction", fill="black", font=ImageFont.load_default(15))
     fractions = [summary["classes"][k]["fraction"] for k in classes]
     pitch = min(34.0, (bottom - top) / max(len(classes), 1))
-    start = left + max((font.getlength(f"Class {k}") for k in classes), default=0) + 8
+    names = [_bar_name(summary["classes"][k].get("name"), k, font) for k in classes]
+    start = left + max(map(font.getlength, names), default=0) + 8
     room = right - start - font.getlength(" 100.00 %")
-    for row, (k, fraction) in enumerate(zip(classes, fractions, strict=True)):
+    for row, (k, name, fraction) in enumerate(zip(classes, names, fractions, strict=True)):
         middle = top + pitch * (row + 0.5)
         length = room * fraction / max(fractions)
-        draw.text((left, middle), f"Class {k}", fill="black", font=font, anchor="lm")
+        draw.text((left, middle), name, fill="black", font=font, anchor="lm")
         end = max(start + 1, start + length)
         draw.rectangle((start, middle - 0.32 * pitch, end, middle + 0.32 * pitch), fill=tuple(colours[int(k)].tolist()))
         draw.text((end + 6, middle), _percent(fraction), fill="black", font=font, anchor="lm")
     more = len(summary["classes"]) - len(classes)
     if more > 0:
         draw.text((left, bottom + 18), f"and {more} smaller classes", fill="black", font=font, anchor="lm")
+
+
+def _bar_name(name: str | None, k: str, font: Any) -> str:
+    """Return the name of a class, cut where it is long; its number where the font has not all of the letters."""
+    missing = bytes(font.getmask("\uffff"))
+    if not name or any(bytes(font.getmask(letter)) == missing for letter in name):
+        return f"Class {k}"
+    shown = name
+    while font.getlength(shown) > LONGEST_NAME:
+        name = name[:-1]
+        shown = f"{name.rstrip()}…"
+    return shown
 
 
 def _draw_curves(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from spwnet.errors import InputError, did_you_mean
-from spwnet.sources import Image, numbered
+from spwnet.sources import MOST_PIXELS, Image, numbered
 from spwnet.units import METRES, standard_unit
 from spwnet.volumefiles import (
     Stored,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 MOST_VOXELS = 2**44
 """Voxels of one volume at most, because a larger one comes of a damaged header."""
@@ -106,7 +109,7 @@ class Volume:
             If the region cannot be read, or has values that are NaN or infinite; it names the region. If the file has
             changed since it was opened.
         """
-        if len(where) != 3 or any(part.step not in (None, 1) for part in where):
+        if len(where) != 3 or not all(isinstance(part, slice) and part.step in (None, 1) for part in where):
             raise InputError(f"expected three slices without steps, along z, y, x, but got {where}")
         z, y, x = (slice(*part.indices(n)[:2]) for part, n in zip(where, self.shape, strict=True))
         size = tuple(max(part.stop - part.start, 0) for part in (z, y, x))
@@ -118,8 +121,8 @@ class Volume:
 class _Reader:
     """Reads regions of what `opener` opens; the copy that another process gets opens it again."""
 
-    def __init__(self, opener: Callable[[], Stored], stored: Stored, axes: str, origin: str) -> None:
-        self._opener, self._stored, self._axes, self._origin = opener, stored, axes, origin
+    def __init__(self, opener: Callable[[], Stored], stored: Stored, axes: str, kept: int | None, origin: str) -> None:
+        self._opener, self._stored, self._axes, self._kept, self._origin = opener, stored, axes, kept, origin
         self._known = stored.shape, stored.dtype
         self._lock = Lock()
 
@@ -147,7 +150,7 @@ class _Reader:
             stored = self._open()
             parts = dict(zip("ZYX", where, strict=True))
             index = tuple(parts.get(a, slice(0, n)) for a, n in zip(self._axes, stored.shape, strict=True))
-            block = arrange(stored.take(index), self._axes)[..., : stored.kept]
+            block = arrange(stored.take(index), self._axes)[..., : self._kept]
             bad = ~np.isfinite(block) if block.dtype.kind == "f" else np.zeros(0, bool)
             if bad.any():
                 first = tuple(int(k) + part.start for k, part in zip(np.argwhere(bad)[0], where, strict=False))
@@ -193,7 +196,8 @@ def open_volume(
     axes : str, optional
         Names of the axes in the order stored: Z, Y, X, channels C, and T if it has length 1; for example "CZYX". For
         slices, those of one slice. If not given, they are read from the file; else three dimensions are ZYX, and with a
-        fourth the shorter of the first and the last axis is the channels if it is at most 16. A NumPy array is ZYXC.
+        fourth the shorter of the first and the last axis is the channels if it is at most 16. A NumPy array is ZYXC if
+        its last axis is at most 16; so is the fourth axis of NIfTI, even where it is time.
     dataset : str, optional
         Path of the dataset in HDF5 or Zarr, which ``"scan.h5:/entry/data"`` gives too. If not given, it is the one that
         NeXus names as default, or the only one that is a volume.
@@ -218,7 +222,7 @@ def open_volume(
     """
     axes = axes.upper() if axes else None
     sizes, unit = _check_spacing(spacing), _check_unit(unit)
-    if not isinstance(level, int) or level < 0:
+    if not isinstance(level, int | np.integer) or level < 0:
         raise InputError(f"expected a level of 0 or more, but got {level!r}")
     if isinstance(entry, Volume):
         refuse_options(
@@ -260,7 +264,7 @@ def join_channels(volumes: Sequence[Volume]) -> Volume:
     Returns
     -------
     Volume
-        Of the name of the first, and the type that holds the values of all.
+        Of the name of the first, and the type that NumPy promotes theirs to.
 
     Raises
     ------
@@ -330,7 +334,7 @@ class SliceSource:
     Raises
     ------
     InputError
-        For any other axis. Indexing raises it for a slice that cannot be read.
+        For any other axis. Indexing raises it for a slice that cannot be read or is too large.
     """
 
     def __init__(self, volume: Volume, axis: str = "z") -> None:
@@ -356,11 +360,21 @@ class SliceSource:
 
     def __getitem__(self, position: int) -> Image:
         number = self.numbers[position]
+        self._check_size(position)
         where = [slice(None)] * 3
         where[self._along] = slice(number, number + 1)
         block = self.volume.read((where[0], where[1], where[2]))
         pixels = np.ascontiguousarray(block.squeeze(self._along))
         return Image(pixels, self.names[number], self.volume.rgb)
+
+    def _check_size(self, position: int) -> None:
+        """Refuse a slice that does not fit into memory: the header of a small file can tell of any size."""
+        height, width = self.size(position)
+        if height * width > MOST_PIXELS:
+            raise InputError(
+                f"expected slices of at most {MOST_PIXELS:,} pixels, but those across {self.axis} of "
+                f"'{self.volume.name}' have {height}×{width}; check that the file is not damaged, or cut it into parts"
+            )
 
 
 def _open_object(entry: Any, axes: str | None, sizes: tuple[float, float, float] | None, unit: str | None) -> Volume:
@@ -403,17 +417,26 @@ def _volume(
         )
     names = _name_axes(stored, axes)
     z, y, x = (stored.shape[names.index(axis)] for axis in "ZYX")
-    channels = stored.kept or math.prod(n for n, axis in zip(stored.shape, names, strict=True) if axis in "CS")
+    # Alpha is the last of the channels that the file names; of an axis that is told to be another one nothing is.
+    same = stored.axes is not None and _channel_axes(names) == _channel_axes(stored.axes)
+    kept = stored.kept if same else None
+    if kept is not None:
+        logger.warning("the alpha channel of '%s' is left out", origin)
+    channels = kept or math.prod(n for n, axis in zip(stored.shape, names, strict=True) if axis in "CS")
     chunks = None
     if stored.chunks is not None:
         depth, height, width = (stored.chunks[names.index(axis)] for axis in "ZYX")
         chunks = depth, height, width
     dtype = np.dtype(np.uint8) if stored.dtype.kind == "b" else stored.dtype.newbyteorder("=")
     spacing, known = _spacing_of(stored, names)
-    reader = _Reader(opener, stored, names, origin)
+    reader = _Reader(opener, stored, names, kept, origin)
     rgb = stored.rgb and channels == 3
     volume = Volume(name, (z, y, x), channels, dtype, spacing, known, origin, chunks, rgb, reader)
     return _with_spacing(volume, sizes, unit)
+
+
+def _channel_axes(axes: str) -> list[int]:
+    return [k for k, axis in enumerate(axes) if axis in "CS"]
 
 
 def _name_axes(stored: Stored, axes: str | None) -> str:
@@ -447,7 +470,7 @@ def _name_axes(stored: Stored, axes: str | None) -> str:
 def _spacing_of(stored: Stored, axes: str) -> tuple[tuple[float, float, float] | None, str | None]:
     """Return the spacing along z, y, x in one unit, that of x; None unless all three are known."""
     steps = stored.steps
-    if stored.axes is not None:  # who names the axes otherwise still means the same ones
+    if stored.axes is not None:  # names given replace those of the file one by one: each axis keeps its step
         steps = {new: steps[old] for new, old in zip(axes, stored.axes, strict=True) if old in steps}
     if not all(0 < steps.get(axis, (0.0, None))[0] < math.inf for axis in "ZYX"):
         return None, None
@@ -455,7 +478,9 @@ def _spacing_of(stored: Stored, axes: str) -> tuple[tuple[float, float, float] |
     z, y, x = (steps[axis][0] for axis in "ZYX")
     last = units[2]
     if last is None or None in units:
-        return ((z, y, x), None) if len(set(units)) == 1 else (None, None)
+        # degrees and pixels are both no lengths, but not the same either
+        spelled = {str(steps[axis][1] or "").strip().lower() for axis in "ZYX"}
+        return ((z, y, x), None) if len(spelled) == 1 else (None, None)
     # of equal units no rounding may come
     z, y = (s if u == last or u is None else s * METRES[u] / METRES[last] for s, u in zip((z, y), units, strict=False))
     return (z, y, x), last

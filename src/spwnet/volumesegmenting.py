@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 import math
+import operator
 import time
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -25,16 +27,17 @@ from spwnet.classes import clean, legend
 from spwnet.devices import available_memory, worker_pool
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.images import fingerprint
+from spwnet.packages import optional_package
 from spwnet.runs import TrainedModel, load
 from spwnet.surfaces import mesh
 from spwnet.training import Progress, stoppable
 from spwnet.volumereport import orthogonal, summarise, write_results
 from spwnet.volumes import SliceSource, open_volume
-from spwnet.volumetric import grid_of, predict_part
+from spwnet.volumetric import check_slices, grid_of, predict_part
 from spwnet.volumewriting import check_space, check_suffix, check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -50,6 +53,8 @@ BLOCK = 128
 """Working voxels along the side of a block, if nothing else is asked for."""
 SLICES = 8
 """Slices in a block where each slice is labelled on its own."""
+LEAST_SHARE = 10
+"""Times that compressed labels are smaller than plain ones, at best, about."""
 CLEANING_BYTES = 60
 """Memory that cleaning takes for a voxel, about."""
 MOST_DEATHS = 10
@@ -116,7 +121,7 @@ def segment_volume(
         ".tif", ".zarr" (OME-Zarr), ".h5" or ".nxs" (NeXus), ".npy".
     block : int or three ints, optional
         Voxels along the sides of a block; if not given, about 128 working voxels, or eight whole slices
-        where each is labelled on its own.
+        where each is labelled on its own: there the first side alone counts.
     workers : int, optional
         Blocks in work at a time; as many as there are processors if not given.
     scheduler : str
@@ -145,19 +150,18 @@ def segment_volume(
     if not isinstance(model, TrainedModel):
         model = load(model, device=device)
     chosen = model.labels(labels, classes)
-    check_options(suffix=suffix, block=block, workers=workers)
+    if output is None and scheduler != "threads":
+        raise SettingsError(f"expected an output folder for the scheduler {scheduler!r}, but got none; give one")
+    check_options(suffix=suffix, block=block, workers=workers, scheduler=scheduler, meshes=meshes)
     n_classes = check_volume_for(model, volume, chosen)
     check_memory(volume.shape, chosen)
     sides = _block_sides(model, volume, block)
     regions = tiles(volume.shape, sides)
-    beyond = [k for k in meshes if not 0 <= k < n_classes]
-    if beyond:
-        raise SettingsError(f"expected classes 0 to {n_classes - 1} for surfaces, but got {beyond[0]}")
+    if max(meshes, default=0) >= n_classes:
+        raise SettingsError(f"expected classes 0 to {n_classes - 1} for surfaces, but got {max(meshes)}")
     dtype = outputs.label_dtype(n_classes, ".tif")
     count = min(workers or torch.get_num_threads(), len(regions))
     if output is None:
-        if scheduler != "threads":
-            raise SettingsError(f"expected an output folder for the scheduler {scheduler!r}, but got none; give one")
         found = np.empty(volume.shape, dtype)
         everything = range(len(regions))
         blocks = _in_threads(
@@ -176,23 +180,35 @@ def segment_volume(
     described = _described(model, volume, chosen, sides, key)
     before = _finished(folder, target, key) if resume else None
     if before is not None:
-        written = open_volume(target)
-        _write_meshes(folder, meshes, lambda z: written.read((z, slice(None), slice(None)))[..., 0], volume)
+        if meshes:
+            written = open_volume(target)
+            _write_meshes(folder, meshes, before, lambda z: written.read((z, slice(None), slice(None)))[..., 0], volume)
         return VolumeSegmentation(target, None, before)
     storage.prepare_folder(folder, overwrite=overwrite, resume=resume)
     check_target(target, overwrite=overwrite or resume)
-    check_space(folder, math.prod(volume.shape) * dtype.itemsize * (2 if suffix == ".npy" else 1))
     if overwrite:
         BlockStore.remove_any(folder)
         # Of an earlier job, which it would be taken for when this one is resumed.
         (folder / SUMMARY).unlink(missing_ok=True)
     store = BlockStore(folder, regions, dtype, key)
     missing = store.missing()
-    if scheduler == "threads":
-        blocks = _in_threads(model, volume, regions, chosen, missing, count, store.write)
-    else:
-        blocks = _on_dask(model, volume, store, chosen, missing, count, scheduler)
-    _follow(blocks, len(missing), len(regions), on_progress)
+    plain_bytes = math.prod(volume.shape) * dtype.itemsize
+    try:
+        # Blocks and all formats but NPY are compressed; how far is not known yet.
+        check_space(
+            folder, plain_bytes if suffix == ".npy" else plain_bytes // LEAST_SHARE * len(missing) // len(regions)
+        )
+        if scheduler == "threads" or not missing:
+            blocks = _in_threads(model, volume, regions, chosen, missing, count, store.write)
+        else:
+            blocks = _on_dask(model, volume, store, chosen, missing, count, scheduler)
+        _follow(blocks, len(missing), len(regions), on_progress)
+    except BaseException:
+        if store.n_bytes() == 0:
+            # Nothing is done that the next call could go on with, or would be refused for.
+            store.remove()
+        raise
+    check_space(folder, plain_bytes if suffix == ".npy" else store.n_bytes())
 
     slab: Callable[[slice], NDArray[np.unsignedinteger[Any]]] = store.slab
     if chosen.cleans:
@@ -210,7 +226,7 @@ def segment_volume(
         unit=volume.unit, provenance=provenance,
     )  # fmt: skip
     outputs.write_picture(folder / "slices.png", sections.drawn_over(volume, looks))
-    _write_meshes(folder, meshes, slab, volume)
+    _write_meshes(folder, meshes, summary, slab, volume)
     by_codebook = chosen.mode == "codebook" and model.codebook is not None and not chosen.named
     tree = model.codebook.tree(n_classes) if by_codebook and model.codebook is not None else None
     whole = {"complete": True, "suffix": suffix, "n_classes": n_classes, "tree": tree}
@@ -234,13 +250,34 @@ def check_options(
     SettingsError, OutputError
     """
     check_suffix(f"labels{suffix}")
-    sides = [block] * 3 if isinstance(block, int) else block
-    if sides is not None and (len(sides) != 3 or min(sides) < 1):
-        raise SettingsError(f"expected a block of one or three sides of at least 1 voxel, but got {block}")
-    if workers is not None and workers < 1:
-        raise SettingsError(f"expected at least one worker, but got {workers}")
-    if min(meshes, default=0) < 0:
-        raise SettingsError(f"expected classes from 0 for surfaces, but got {min(meshes)}")
+    if block is not None:
+        _three_sides(block)
+    if workers is not None and (not isinstance(workers, int | np.integer) or workers < 1):
+        raise SettingsError(f"expected at least one worker, but got {workers!r}")
+    wrong = [k for k in meshes if not isinstance(k, int | np.integer) or k < 0]
+    if wrong:
+        raise SettingsError(f"expected classes from 0 for surfaces, but got {wrong[0]!r}; give their numbers")
+    if scheduler == "threads":
+        return
+    optional_package("distributed", "for worker processes", "dask", SettingsError, otherwise="use 'threads'")
+    if scheduler != "processes" and ":" not in scheduler:
+        raise SettingsError(
+            f"expected a Dask scheduler at {scheduler!r}, but: this is no address such as 'tcp://host:8786'; check the "
+            "address, or use 'threads' or 'processes'"
+        )
+
+
+def _three_sides(block: int | Sequence[int]) -> list[int]:
+    """Return the sides of a block, of which one or three are given."""
+    try:
+        sides = [operator.index(side) for side in (block if isinstance(block, Iterable) else [block] * 3)]
+    except TypeError:
+        sides = []
+    if len(sides) != 3 or min(sides) < 1:
+        raise SettingsError(
+            f"expected a block of one or three sides of at least 1 voxel, but got {block!r}; give whole numbers"
+        )
+    return sides
 
 
 def check_memory(shape: Sequence[int], labels: LabelSettings) -> None:
@@ -270,6 +307,7 @@ def check_volume_for(model: TrainedModel, volume: Volume, labels: LabelSettings)
             f"expected a volume of {model.info['channels']} channels as in training, but '{volume.name}' has "
             f"{volume.channels}; segment volumes of the same kind"
         )
+    check_slices(volume, [0])
     if model.solid:
         grid_of(volume, model.settings.model_copy(update={"labels": labels}))
     elif model.settings.superpixels.method == "labels":
@@ -283,25 +321,26 @@ def check_volume_for(model: TrainedModel, volume: Volume, labels: LabelSettings)
 
 def _block_sides(model: TrainedModel, volume: Volume, block: int | Sequence[int] | None) -> list[int]:
     """Stored voxels along the sides of a block: as asked for, or about `BLOCK` working voxels, evenly divided."""
-    if block is not None:
-        sides = [block] * 3 if isinstance(block, int) else list(block)
-    elif not model.solid:
-        return [min(SLICES, volume.shape[0]), *volume.shape[1:]]
     if not model.solid:
-        return [min(n, side) for n, side in zip(volume.shape, sides, strict=True)]
+        # Slices are labelled whole: a part of one would take the time and the memory of all of it.
+        depth = SLICES if block is None else _three_sides(block)[0]
+        return [min(depth, volume.shape[0]), *volume.shape[1:]]
     grid = grid_of(volume, model.settings)
     steps = [b * c for b, c in zip(grid.bins, grid.cells, strict=True)]
-    if block is None:
+    if block is not None:
+        sides = _three_sides(block)
+    else:
         parts = [max(1, round(n / BLOCK)) for n in grid.working]
         sides = [math.ceil(n / count) for n, count in zip(volume.shape, parts, strict=True)]
-    # Whole working voxels, or two blocks would each make half of one.
+    # Blocks are cut between working voxels, each of which is labelled as one.
     return [min(n, -(-side // step) * step) for n, side, step in zip(volume.shape, sides, steps, strict=True)]
 
 
 def _key(model: TrainedModel, volume: Volume, labels: LabelSettings, sides: Sequence[int]) -> str:
     """Identity of a job: model, labels, blocks, and the volume by its size and its middle slice."""
     middle = fingerprint(SliceSource(volume)[volume.shape[0] // 2])
-    parts = [model.fingerprint, labels.model_dump(mode="json"), volume.shape, volume.spacing, list(sides), middle]
+    place = [volume.shape, volume.spacing, volume.unit]
+    parts = [model.fingerprint, labels.model_dump(mode="json"), *place, list(sides), middle]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -438,13 +477,8 @@ def _make_block(k: int, shared: tuple[TrainedModel, Volume, BlockStore, LabelSet
 @contextmanager
 def _client(scheduler: str, workers: int) -> Iterator[Any]:
     """Connect to Dask: to worker processes of our own, or to a scheduler that runs somewhere."""
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise SettingsError(
-            "expected the package distributed for worker processes, but it is not installed; install it by "
-            "`pip install 'spwnet[dask]'`"
-        ) from None
+    from distributed import Client, LocalCluster
+
     if scheduler != "processes":
         try:
             client = Client(scheduler, timeout=CONNECT_SECONDS)
@@ -470,13 +504,19 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
         yield client
 
 
-def _write_meshes(folder: Path, classes: Sequence[int], slab: Callable[[slice], NDArray[Any]], volume: Volume) -> None:
+def _write_meshes(
+    folder: Path,
+    classes: Sequence[int],
+    summary: Mapping[str, Any],
+    slab: Callable[[slice], NDArray[Any]],
+    volume: Volume,
+) -> None:
     """Write the surfaces of classes; those that do not occur are named."""
     for k in classes:
-        try:
+        if str(k) in summary["classes"]:
             mesh(slab, volume.shape, k, folder / f"class_{k}.stl", volume.spacing)
-        except OutputError as error:
-            logger.warning("no surface of class %d: %s", k, error)
+        else:
+            logger.warning("no surface of class %d, which does not occur", k)
 
 
 class _Sections:

@@ -50,6 +50,11 @@ def windows(grid: Grid, slices: Sequence[tuple[int, int]], most_pixels: int, see
     most_pixels : int
         A slice of more than one and a half times as many working voxels is seen in a window of so many, at random.
     seed : int
+
+    Returns
+    -------
+    list of region
+        One for each slice, in their order.
     """
     rng = np.random.default_rng(seed)
     found: list[Region] = []
@@ -74,6 +79,7 @@ def check_size(grid: Grid, settings: Settings) -> None:
     Raises
     ------
     InputError
+        If a network is to learn, and no side has more cells than it reduces to one.
     """
     for axis in settings.volumes.axes:
         others = [along for along in range(3) if along != axis]
@@ -120,6 +126,20 @@ def fit_volume(
         As of `fit`.
     on_preview : callable or None
         As of `fit`, with what the network makes of each part.
+
+    Returns
+    -------
+    Fitted or None
+        As of `fit`; None without a network.
+    Codebook
+        Of evidence that includes the network's, if there is one.
+
+    Raises
+    ------
+    InputError
+        If a part cannot be read.
+    Stopped
+        As of `fit`.
     """
     channels = volume.channels
     taught = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"evidence": "handmade"})})

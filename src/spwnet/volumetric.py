@@ -13,8 +13,8 @@ import torch
 from spwnet.blocks import Grid, make_grid, widened, within
 from spwnet.codebook import Descriptors, agreed
 from spwnet.descriptors import solid, solid_reach
-from spwnet.devices import arithmetic, convolution_type, deterministic, memory_format
-from spwnet.errors import SettingsError
+from spwnet.devices import arithmetic, available_memory, convolution_type, deterministic, memory_format
+from spwnet.errors import InputError, SettingsError
 from spwnet.filters import averaged, gaussian, reach
 from spwnet.graph import RegionGraph, build_graph, joined
 from spwnet.prediction import predict, prepare_image
@@ -77,6 +77,23 @@ def grid_of(volume: Volume, settings: Settings) -> Grid:
         size=settings.volumes.size,
         reduction=settings.model.reduction,
     )
+
+
+def check_slices(volume: Volume, axes: Sequence[int]) -> None:
+    """Check that slices across the axes, one for each, fit into memory, where all of them are held together.
+
+    Raises
+    ------
+    InputError
+    """
+    counts = [math.prod(n for along, n in enumerate(volume.shape) if along != axis) for axis in axes]
+    needed, there = sum(counts) * volume.channels * volume.dtype.itemsize, available_memory()
+    if needed > there:
+        raise InputError(
+            f"expected about {needed / 2**30:.1f} GiB of memory at least for {len(axes)} of the slices of "
+            f"'{volume.name}', but there are {there / 2**30:.1f} GiB; check that the file is not damaged, or cut it "
+            "into parts"
+        )
 
 
 def network_reach(n_blocks: int) -> int:
@@ -181,6 +198,15 @@ def see(
     normalisation : Normalisation
     learns : bool
         Whether a network takes it in.
+
+    Returns
+    -------
+    Part
+
+    Raises
+    ------
+    InputError
+        If the part cannot be read.
     """
     halo = halo_of(grid, settings.volumes.n_blocks if learns else None, settings.volumes.axes)
     around = widened(core, halo.nodes, grid.working, grid.cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -239,15 +240,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        If the operating system refuses; what was there before is still there then.
+        If a folder stands where a file is to be or the other way round, or the operating system refuses; what was
+        there before is still there then.
     """
     path = Path(path)
     temporary, old = _temporary(path), path.with_name(f".{path.name}.old")
     with readable_errors(path):
         _delete(temporary)
+        if os.path.lexists(old) and not os.path.lexists(path):
+            # The process ended between the two renamings below.
+            old.rename(path)
         try:
             yield temporary
             _flush(temporary)
+            if path.exists() and path.is_dir() != temporary.is_dir():
+                code = errno.EISDIR if path.is_dir() else errno.EEXIST
+                raise OSError(code, os.strerror(code), str(path))
             if path.is_dir():
                 _delete(old)
                 path.rename(old)
@@ -256,9 +264,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 except BaseException:
                     old.rename(path)
                     raise
-                _delete(old)
             else:
                 temporary.replace(path)
+            _delete(old)
         except BaseException:
             # What failed matters more than what is left; threads of Zarr may go on writing there for a moment.
             for _ in range(10):
@@ -314,7 +322,8 @@ class _Volume:
         return min(depth, self.shape[0]), min(side, self.shape[1]), min(side, self.shape[2])
 
     def described(self) -> str:
-        return json.dumps(self.provenance, ensure_ascii=False)
+        # Names of files need be no UTF-8.
+        return json.dumps(self.provenance, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 def _write_npy(path: Path, volume: _Volume) -> None:
@@ -392,7 +401,8 @@ def _write_nexus(path: Path, volume: _Volume) -> None:
         indices = {f"{axis}_indices": number for number, axis in enumerate(axes)}
         data = _nexus_group(entry, "data", "NXdata", signal="labels", axes=axes, **indices)
         for axis, size, step in zip(axes, volume.shape, volume.steps, strict=True):
-            data[axis] = np.arange(size) * step
+            # The edges of a single voxel, because one place would tell no step.
+            data[axis] = (np.arange(size) if size > 1 else np.array([-0.5, 0.5])) * step
             data[axis].attrs.update({"units": unit, "long_name": f"{axis} ({unit})"})
         data["title"] = volume.name
         labels = data.create_dataset(
@@ -400,7 +410,8 @@ def _write_nexus(path: Path, volume: _Volume) -> None:
         )
         labels.attrs.update({"long_name": volume.name, "interpretation": "image", "n_classes": volume.n_classes})
         if volume.legend.names:
-            labels.attrs["class_names"] = [volume.legend.name(k) for k in range(volume.n_classes)]
+            # No attribute, which would hold 64 KiB.
+            data["class_names"] = [volume.legend.name(k) for k in range(volume.n_classes)]
         for z, ids in volume.parts(chunks[0]):
             labels[z] = ids
             shield.check()

@@ -51,7 +51,9 @@ def describe_hdf5(dataset: Any, group: Any, at: str) -> Stored:
     _check_filters(dataset)
     axes, steps = _nexus_axes(group, dataset)
     with suppress(KeyError, TypeError, ValueError):
-        axes = "".join(tag["key"] for tag in json.loads(_text(dataset.attrs["axistags"]))["axes"]).upper()
+        tags = "".join(tag["key"] for tag in json.loads(_text(dataset.attrs["axistags"]))["axes"]).upper()
+        # those of another dataset, which are copied along sometimes, say nothing
+        axes = tags if len(tags) == dataset.ndim else axes
     with suppress(KeyError, TypeError, ValueError):
         sizes = [float(size) for size in dataset.attrs["element_size_um"]]
         steps = {axis: (size, "micrometer") for axis, size in zip("ZYX", sizes, strict=True)}
@@ -94,17 +96,22 @@ def _walk_hdf5(start: Any, at: str) -> Iterator[tuple[str, Any]]:
     import h5py
 
     seen: set[Any] = set()
+    links = 0
     queue = deque([(at, start)])
     while queue:
         path, node = queue.popleft()
         if _identity(node) in seen:
             continue
         seen.add(_identity(node))
-        if len(seen) > MOST_NODES:
-            raise InputError(f"expected at most {MOST_NODES:,} datasets, but there are more; give one by `dataset`")
         yield path, node
         if isinstance(node, h5py.Group):
             for name in node:
+                # rather than datasets, because any number of links may lead to one
+                links += 1
+                if links > MOST_NODES:
+                    raise InputError(
+                        f"expected at most {MOST_NODES:,} datasets, but there are more; give one by `dataset`"
+                    )
                 if (child := _child(node, name)) is not None:
                     queue.append((f"{path.rstrip('/')}/{name}", child))
 

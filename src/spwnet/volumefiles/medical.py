@@ -31,6 +31,7 @@ def open_nifti(path: Path) -> Stored:
     axes = "XYZTC"[: len(shape)]
     if len(shape) == 4 and shape[3] <= MOST_CHANNELS:
         axes = "XYZC"
+        logger.info("the fourth axis of %s, of length %d, is taken for channels", path, shape[3])
     unit: str | None = None
     with suppress(KeyError):  # of a number that stands for no unit
         unit = header.get_xyzt_units()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import operator
 import re
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from spwnet.volumefiles.tiff import open_tiff
 from spwnet.volumefiles.zarr import open_zarr
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from spwnet.volumefiles.stored import Stored
 
@@ -31,8 +32,18 @@ MRC = (".mrc", ".rec", ".map", ".ali")
 RAW = (".raw", ".bin", ".vol", ".dat")
 VOLUMES = (*HDF5, *ZARR, *NIFTI, *MRC, *RAW)
 """Suffixes of files that hold nothing but volumes."""
+MOST_SHOWN = 300
+"""Letters of a path that a message shows."""
 
-_INSIDE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, (*HDF5, '.zarr', '.ozx')))}))::?(.+)", re.IGNORECASE)
+_INSIDE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, (*HDF5, *ZARR)))}))::?(.+)", re.IGNORECASE)
+
+
+def _safely(check: Callable[[], bool]) -> bool:
+    """Ask for a file of some kind; under a name that is too long there is none."""
+    try:
+        return check()
+    except OSError:
+        return False
 
 
 def _kind(path: Path) -> str | None:
@@ -42,7 +53,7 @@ def _kind(path: Path) -> str | None:
 
 def _split(text: str) -> tuple[Path, str | None]:
     """Take ``file.h5:/dataset`` apart."""
-    found = None if Path(text).exists() else _INSIDE.fullmatch(text)
+    found = None if _safely(Path(text).exists) else _INSIDE.fullmatch(text)
     path, inside = (found[1], found[2]) if found else (text, None)
     return Path(path).expanduser(), inside
 
@@ -52,9 +63,9 @@ def _zarr_root(path: Path) -> Path | None:
     marks = ("zarr.json", ".zgroup", ".zarray")
 
     def is_zarr(place: Path) -> bool:
-        if place.is_dir():
+        if _safely(place.is_dir):
             return place.suffix.lower() == ".zarr" or any((place / mark).is_file() for mark in marks)
-        return _kind(place) in (".zarr.zip", ".ozx") and place.is_file()
+        return _kind(place) in (".zarr.zip", ".ozx") and _safely(place.is_file)
 
     return next((place for place in (*reversed(path.parents), path) if is_zarr(place)), None)
 
@@ -68,9 +79,9 @@ def names_volume(text: str) -> bool:
 def is_series(text: str) -> bool:
     """Whether a path is a folder or pattern of slices."""
     path = Path(text).expanduser()
-    if path.is_file() or _split(text)[1] or _zarr_root(path):
+    if _safely(path.is_file) or _split(text)[1] or _zarr_root(path):
         return False
-    return path.is_dir() or glob.has_magic(text)
+    return _safely(path.is_dir) or glob.has_magic(text)
 
 
 def find_slices(entry: Any) -> list[Path]:
@@ -127,8 +138,9 @@ def choose_reader(
         raise InputError(f"expected one dataset, but got '{inside}' in the path and '{dataset}'; give it once")
     dataset = dataset or inside
     kind, root = _kind(path), _zarr_root(path)
-    if root is None and not path.is_file():
-        raise InputError(f"expected a file, folder or pattern, but there is no {path}; check the path")
+    if root is None and not _safely(path.is_file):
+        shown = origin if len(origin) <= MOST_SHOWN else f"{origin[:MOST_SHOWN]}…"
+        raise InputError(f"expected a file, folder or pattern, but there is no {shown}; check the path")
     if root is None and kind not in HDF5:
         refuse_options(path.name, dataset=dataset)
     if root is None:
@@ -166,11 +178,12 @@ def choose_reader(
 
 def refuse_options(what: str, **options: Any) -> None:
     """Refuse options that an entry has no use for."""
-    given = [name for name, value in options.items() if value not in (None, 0)]
+    # Not by `in`, which compares: an array of numbers is neither true nor false.
+    given = [name for name, value in options.items() if value is not None and not (np.isscalar(value) and value == 0)]
     uses = {"dataset": "HDF5 and Zarr", "level": "OME-Zarr", "axes": "what is not open yet"}
     if given:
         raise InputError(
-            f"expected `{given[0]}` for {uses.get(given[0], 'raw binary')} alone, but got it for {what}; leave it out"
+            f"expected `{given[0]}` only for {uses.get(given[0], 'raw binary')}, but got it for {what}; leave it out"
         )
 
 
@@ -183,7 +196,11 @@ def _check_raw(
             f'expected `shape` and `dtype` for raw binary, for example (512, 512, 512) and "<u2", but {missing} '
             f"{'are' if shape is None and dtype is None else 'is'} missing for {path}; give them"
         )
-    if not all(isinstance(n, int | np.integer) and n > 0 for n in shape) or not isinstance(offset, int) or offset < 0:
+    try:
+        sizes, start = [operator.index(n) for n in shape], operator.index(offset)
+    except TypeError:
+        sizes, start = [], 0
+    if min(sizes, default=0) < 1 or start < 0:
         raise InputError(
             f"expected a `shape` of positive integers and an `offset` of 0 or more, but got {shape}, {offset}"
         )
@@ -191,4 +208,4 @@ def _check_raw(
         kind = np.dtype(dtype)
     except TypeError:
         raise InputError(f'expected a `dtype` such as "uint8", "<u2" or ">f4", but got {dtype!r}') from None
-    return tuple(int(n) for n in shape), kind, offset
+    return tuple(sizes), kind, start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,8 @@ def open_tiff(path: Path) -> Stored:
     with TiffFile(path) as tiff:
         page: Any = tiff.pages[0]
         dtype, samples, inner = page.dtype, page.samplesperpixel, page.shape
+        # a length of 1 is left out of the axes, also where the metadata name it
+        one_slice = "Z" in tiff.series[0].get_axes(squeeze=False)
         steps = _tiff_steps(tiff)
         # an OME-TIFF may go on in other files
         shared = len(set(re.findall(r'FileName="([^"]+)"', tiff.ome_metadata or ""))) > 1
@@ -94,11 +97,10 @@ def open_tiff(path: Path) -> Stored:
         logger.log(level, "the images of %s, along axis %s, are taken as slices along z", path, frames[0])
         axes = axes.replace(frames[0], "Z")
     rgb = stack.coloured and stack.channels == 3
-    if stack.kept is not None:
-        logger.warning("the alpha channel of '%s' is left out", path)
     mapped = getattr(stack.take, "__self__", None)
     if isinstance(mapped, np.memmap):
-        return Stored(stack.shape, mapped.dtype, mapped.__getitem__, axes, steps, None, stack.kept, rgb)
+        stored = Stored(stack.shape, mapped.dtype, mapped.__getitem__, axes, steps, None, stack.kept, rgb)
+        return _with_z(stored) if one_slice else stored
     leading = leading_axes(stack.shape, inner)
     lock = Lock()
 
@@ -123,7 +125,22 @@ def open_tiff(path: Path) -> Stored:
         return block
 
     chunks = (*(1 for _ in axes[:leading]), *stack.shape[leading:])
-    return Stored(stack.shape, dtype, take, axes, steps, chunks, stack.kept, rgb)
+    stored = Stored(stack.shape, dtype, take, axes, steps, chunks, stack.kept, rgb)
+    return _with_z(stored) if one_slice else stored
+
+
+def _with_z(stored: Stored) -> Stored:
+    """Put an axis Z of length 1 before the others, if there is none."""
+    axes = stored.axes or ""
+    if "Z" in axes:
+        return stored
+    return replace(
+        stored,
+        shape=(1, *stored.shape),
+        take=lambda index: stored.take(index[1:])[None][index[0]],
+        axes=f"Z{axes}",
+        chunks=stored.chunks and (1, *stored.chunks),
+    )
 
 
 def _tiff_steps(tiff: Any) -> Steps:
@@ -140,7 +157,8 @@ def _tiff_steps(tiff: Any) -> Steps:
     unit = found.get("unit")
     if not {"spacing", "unit"} & set(found) or str(unit).startswith("pixel"):
         return {}
-    steps = {"Z": (float(found.get("spacing", 1)), unit)}  # ImageJ leaves out a spacing of 1
+    # ImageJ leaves out a spacing of 1, and that of a stack that goes upwards is negative
+    steps = {"Z": (abs(float(found.get("spacing", 1))), unit)}
     for axis in "YX":
         tag = tiff.pages[0].tags.get(f"{axis}Resolution")
         dots, lengths = tag.value if tag is not None else (1, 1)
