@@ -336,6 +336,10 @@ def test_run_checks_everything_before_it_trains(volume, tmp_path, monkeypatch):
         ({"block": (3, 3)}, SettingsError, "expected a block of one or three sides"),
         ({"meshes": [-1]}, SettingsError, "expected classes from 0"),
         ({"blocks": 3}, TypeError, "blocks"),
+        ({"uncertainty": True}, SettingsError, "expected no `uncertainty` with a volume"),
+        ({"overlays": "full"}, SettingsError, "expected no `overlays` with a volume"),
+        ({"overlays": False}, SettingsError, "expected no `overlays` with a volume"),
+        ({"rate": 3}, SettingsError, "expected no `rate` with a volume"),
     ):
         with pytest.raises(kind, match=message):
             api.run(volume, tmp_path / "out", settings=settings_with("instant"), **options)

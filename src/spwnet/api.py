@@ -12,7 +12,7 @@ import numpy as np
 from spwnet import outputs, previews, storage
 from spwnet.classes import areas
 from spwnet.codebook import Descriptors, fit_codebook
-from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
+from spwnet.config import FRAME_RATE, LabelSettings, Settings, SuperpixelSettings, flat
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, pick_device
 from spwnet.errors import RunError, SettingsError, Stopped
@@ -431,7 +431,7 @@ def run(
     frames: Sequence[int] | str | None = None,
     superpixels: Any = None,
     suffix: str | None = None,
-    rate: float = 25.0,
+    rate: float = FRAME_RATE,
     overlays: bool | Literal["full"] = True,
     uncertainty: bool = False,
     device: str = "auto",
@@ -454,7 +454,7 @@ def run(
     frames : sequence of int or "all", optional
         Frame numbers to train on.
     suffix, rate, overlays, uncertainty
-        As in `segment`; of a volume, `suffix` as in `segment_volume`.
+        As in `segment`; of a volume, `suffix` as in `segment_volume`, and none of the others.
     **blocks
         For a volume, `block`, `workers`, `scheduler` and `meshes` as in `segment_volume`.
 
@@ -469,6 +469,10 @@ def run(
         again: dict[str, Any] = {"device": device, "overwrite": overwrite, "resume": resume, "on_progress": on_progress}
         blocks["suffix"] = suffix or ".tif"
         check_options(**blocks)
+        refused = {"rate": rate != FRAME_RATE, "overlays": overlays is not True, "uncertainty": uncertainty}
+        given = [name for name, is_given in refused.items() if is_given]
+        if given:
+            raise SettingsError(f"expected no `{given[0]}` with a volume, as it is for images alone; leave it out")
         model = train(
             images, folder / "run", settings=settings, frames=frames, superpixels=superpixels, watch=watch, **again
         )

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from spwnet import outputs, storage
+from spwnet.config import FRAME_RATE
 from spwnet.errors import InputError, SettingsError, Stopped
 from spwnet.gathering import PREDICTION_BYTES, check_memory, label_source_of
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
@@ -77,7 +78,7 @@ def segment(
     labels: LabelSettings | None = None,
     classes: ClassMap | str | Path | None = None,
     suffix: str | None = None,
-    rate: float = 25.0,
+    rate: float = FRAME_RATE,
     overlays: bool | Literal["full"] = True,
     uncertainty: bool = False,
     device: str = "auto",
