@@ -20,17 +20,10 @@ from hypothesis.extra import numpy as hnp
 import spwnet.stacks
 from spwnet.errors import InputError
 from spwnet.images import Image, ImageSource, JoinedImages, check_same_channels, fingerprint, frame_indices, open_images
+from tests.conftest import noise
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-RNG = np.random.default_rng(0)
-
-
-def noise(*shape: int, dtype: str = "uint8") -> np.ndarray:
-    if np.dtype(dtype).kind == "f":
-        return RNG.random(shape).astype(dtype)
-    return RNG.integers(0, min(np.iinfo(dtype).max, 2**31), shape, endpoint=True).astype(dtype)
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
