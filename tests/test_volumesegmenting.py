@@ -495,7 +495,7 @@ def test_a_scheduler_that_is_not_there(solid_model, volume, tmp_path, monkeypatc
     start = time.monotonic()
     with pytest.raises(SettingsError, match=rf"expected a Dask scheduler at '{address}', but: .*; check the address"):
         segment_volume(solid_model, volume, tmp_path, scheduler=address)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 25
 
 
 def test_what_a_worker_cannot_read_is_no_fault_of_the_scheduler(solid_model, tmp_path):
