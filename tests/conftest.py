@@ -16,6 +16,10 @@ from spwnet.config import make_settings
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
+# Benchmarks limit and kill processes by means of POSIX.
+collect_ignore = [] if os.name == "posix" else ["test_benchmarks.py"]
+posix = pytest.mark.skipif(os.name != "posix", reason="signals, locks and limits of POSIX")
+
 TINY = {
     "images.scale": 1.0,
     "model": {"classes": 4, "ch_mul": 4, "n_blocks": 2},

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -233,7 +232,7 @@ def test_ctrl_c_ends_with_130_and_can_be_resumed(folder, tmp_path, capsys, monke
         def press(state):
             on_progress(state)
             if state.done == 1:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
         return original(*arguments, on_progress=press, **keywords)
 

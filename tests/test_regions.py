@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from itertools import pairwise
 
@@ -310,7 +309,7 @@ def test_resuming_reads_what_is_there_and_draws_another_level(files, tmp_path, m
 def test_ctrl_c_keeps_what_is_written(files, tmp_path):
     def press(state):
         if state.stage == "regions":
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped, match="stopped after 1 of 2 images; go on by `--resume`"):
         spwnet.regions_of_all(files, tmp_path, learned=False, on_progress=press)

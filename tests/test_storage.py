@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spwnet import storage
 from spwnet.errors import OutputError
-from tests.conftest import failing, files_in
+from tests.conftest import failing, files_in, posix
 
 
 def files(folder):
@@ -200,6 +200,7 @@ def test_a_lock_that_was_removed_keeps_nobody_out(tmp_path, monkeypatch):
     assert gone
 
 
+@posix
 def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, caplog):
     import fcntl
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from dataclasses import replace
 
@@ -47,7 +46,7 @@ def test_training_that_was_stopped_is_resumed_to_the_same_weights(volume, tmp_pa
 
     def press(state):
         if state.done == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     run = tmp_path / "run"
     with pytest.raises(Stopped, match="stopped after step 2 of 4; go on by `--resume`"):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import signal
 import socket
@@ -143,7 +142,7 @@ def test_stop_and_keep_in_a_cycle_of_rates_keeps_the_weights_of_that_step(folder
 
     def press(state):
         if state.done == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped):
         spwnet.train(folder, tmp_path / "stopped", settings=settings, on_progress=press)
@@ -161,7 +160,7 @@ def test_run_passes_watchers_on(folder, tiny, tmp_path):
 
 def test_watchers_are_told_how_it_ended(pictures, tiny, monkeypatch):
     def press(state):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     seen = Onlooker()
     with pytest.raises(Stopped):
