@@ -16,6 +16,10 @@ from spwnet.config import make_settings
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
+# Benchmarks limit and kill processes by means of POSIX.
+collect_ignore = [] if os.name == "posix" else ["test_benchmarks.py"]
+posix = pytest.mark.skipif(os.name != "posix", reason="signals, locks and limits of POSIX")
+
 TINY = {
     "images.scale": 1.0,
     "model": {"classes": 4, "ch_mul": 4, "n_blocks": 2},
@@ -43,6 +47,12 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
+def _own_numbers():
+    """PyTorch's random numbers do not depend on the tests before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _own_logging():
     """What the command line sets up to log by ends with the test."""
     root = logging.getLogger()
@@ -56,6 +66,20 @@ def _own_logging():
 def tiny():
     """Settings that train in a fraction of a second."""
     return make_settings(overrides=TINY)
+
+
+@pytest.fixture
+def rng():
+    """Random numbers, for each test the same in every run."""
+    return np.random.default_rng(0)
+
+
+def noise(*shape, dtype="uint8", seed=0):
+    """Values over the whole range of a type, of floats over 0…1."""
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        return rng.random(shape).astype(dtype)
+    return rng.integers(0, min(np.iinfo(dtype).max, 2**31), shape, endpoint=True).astype(dtype)
 
 
 def picture(seed=0, height=40, width=52, channels=3):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import threading
 from pathlib import Path
@@ -265,7 +264,7 @@ def test_a_segmentation_that_was_stopped_is_resumed(model, folder, tmp_path, mon
 
     def press(state):
         if state.done == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped, match="stopped after 2 of 3 images; nothing was kept"):
         spwnet.segment(model, folder, on_progress=press)
@@ -397,7 +396,7 @@ def test_training_that_was_stopped_is_resumed_to_the_same_weights(folder, tiny, 
 
     def press(state):
         if state.done == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped, match="stopped after step 1 of 4"):
         spwnet.train(folder, run, settings=tiny, on_progress=press)
@@ -419,10 +418,10 @@ def test_training_that_was_stopped_is_resumed_to_the_same_weights(folder, tiny, 
 
 def test_second_interrupt_stops_at_once_and_threads_are_left_alone():
     with api.stoppable() as should_stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert should_stop()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     answers = []
 
     def elsewhere():
@@ -438,7 +437,7 @@ def test_second_interrupt_stops_at_once_and_threads_are_left_alone():
 def test_a_job_within_another_hears_the_same_interrupt(monkeypatch):
     with api.stoppable() as outer:
         with api.stoppable() as inner:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert inner()
         assert outer()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -456,7 +455,7 @@ def test_a_job_within_another_hears_the_same_interrupt(monkeypatch):
 def test_an_interrupt_after_the_last_step_is_heard_without_a_run(tiny):
     def press(state):
         if state.done == state.total:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped, match="stopped after training, which is finished: without a run directory it is not"):
         spwnet.train(picture(0), settings=tiny, on_progress=press)
@@ -527,7 +526,7 @@ def test_run_leaves_nothing_behind_when_it_refuses(folder, tiny, tmp_path):
 def test_ctrl_c_in_the_last_step_stops_after_saving(folder, tiny, tmp_path):
     def press(state):
         if state.done == state.total:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped, match="stopped after training, which is finished"):
         spwnet.run(folder, tmp_path / "out", settings=tiny, on_progress=press)

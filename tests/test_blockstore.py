@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from spwnet import blockstore
 from spwnet.blockstore import BlockStore
 from spwnet.errors import OutputError
-from tests.conftest import blocks_of, failing, files_in, label_volume
+from tests.conftest import blocks_of, failing, files_in, label_volume, posix
 
 pytestmark = pytest.mark.usefixtures("_no_waiting_for_the_disk")
 
@@ -104,6 +104,7 @@ class TestBlockStore:
             store.write(0, np.zeros((4, 5, 6), int))
         assert files_in(tmp_path) == ["blocks/job.json"]
 
+    @posix
     def test_a_killed_writer_leaves_no_half_block(self, tmp_path):
         code = (
             "import os, sys; import numpy as np; from spwnet.blockstore import BlockStore\n"

@@ -93,6 +93,15 @@ def test_run_is_train_and_segment_and_can_go_on(folder, tmp_path, capsys):
     assert "3 images segmented" in text
 
 
+def test_options_of_volumes_are_refused_with_images(folder, tmp_path, capsys):
+    succeed(capsys, "train", folder, "--run", tmp_path / "run", *FLAGS)
+    arguments = ["segment", tmp_path / "run", folder, "--out", tmp_path / "seg"]
+    for flag in (["--mesh", "1"], ["--block", "8"], ["--workers", "2"], ["--scheduler", "tcp://nowhere:1"],
+                 ["--level", "2"], ["--offset", "7"]):  # fmt: skip
+        assert f"expected {flag[0]} with a volume, but got images" in fail(capsys, *arguments, *flag)
+    assert not (tmp_path / "seg").exists()
+
+
 def test_cleaning_by_flags(folder, tmp_path, capsys):
     succeed(capsys, "train", folder, "--run", tmp_path / "run", *FLAGS)
     succeed(capsys, "segment", tmp_path / "run", folder, "--out", tmp_path / "seg", "--merge", "0,1", "--merge", "2,3",
@@ -229,7 +238,7 @@ def test_ctrl_c_ends_with_130_and_can_be_resumed(folder, tmp_path, capsys, monke
         def press(state):
             on_progress(state)
             if state.done == 1:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
         return original(*arguments, on_progress=press, **keywords)
 
@@ -349,6 +358,12 @@ def test_one_dataset_of_several(scans, capsys):
             ["train", "stack.tif", "--spacing", "2,1,1"],
             "expected --spacing with a volume, but got images; add --volume",
         ),
+        (["train", "stack.tif", "--level", "2"], "expected --level with a volume, but got images"),
+        (["train", "stack.tif", "--offset", "7"], "expected --offset with a volume, but got images"),
+        (["run", "stack.tif", "--mesh", "1"], "expected --mesh with a volume, but got images; add --volume"),
+        (["run", "stack.tif", "--block", "8"], "expected --block with a volume, but got images"),
+        (["run", "stack.tif", "--workers", "2"], "expected --workers with a volume, but got images"),
+        (["run", "stack.tif", "--scheduler", "processes"], "expected --scheduler with a volume, but got images"),
         (["train", "scan.h5", "--spacing", "0,1,1"], "expected a spacing of one or three numbers above 0"),
         (["train", "scan.h5", "--spacing", "1,1"], "expected a spacing of one or three numbers above 0"),
         (["train", "scan.h5", "--spacing", "wide"], "expected numbers like \"1,2,3\" for --spacing, but got 'wide'"),
@@ -365,6 +380,9 @@ def test_one_dataset_of_several(scans, capsys):
         (["run", "scan.h5", "--workers", "0"], "expected at least one worker"),
         (["run", "scan.h5", "--format", "png"], "expected a label volume named .tif"),
         (["run", "scan.h5", "--mesh", "-1"], "expected classes from 0 for surfaces, but got -1"),
+        (["run", "scan.h5", "--uncertainty"], "expected no `uncertainty` with a volume, as it is for images alone"),
+        (["run", "scan.h5", "--full-overlays"], "expected no `overlays` with a volume"),
+        (["run", "scan.h5", "--rate", "3"], "expected no `rate` with a volume"),
     ],
 )
 def test_mistakes_with_volumes_are_told_without_a_traceback(scans, capsys, monkeypatch, arguments, message):
@@ -382,6 +400,10 @@ def test_a_model_and_a_volume_that_do_not_fit(scans, folder, capsys):
     assert "expected a volume of 1 channels" in fail(capsys, *two, *out)
     one = ["segment", scans / "run", scans / "scan.h5"]
     assert "named .tif" in fail(capsys, *one, *out, "--format", "png")
+    for flag in (["--frames", "1"], ["--superpixels", "a"], ["--steady"], ["--uncertainty"], ["--rate", "3"],
+                 ["--full-overlays"], ["--no-overlays"]):  # fmt: skip
+        assert f"expected no {flag[0]} with a volume, as it is for images alone" in fail(capsys, *one, *out, *flag)
+    assert not (scans / "out").exists()
     assert "a Dask scheduler at 'thread'" in fail(capsys, *one, "--out", scans / "x", "--scheduler", "thread")
 
 

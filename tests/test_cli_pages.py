@@ -14,7 +14,7 @@ import spwnet
 from spwnet import cli, serving
 from spwnet.cli import pages
 from spwnet.config import make_settings
-from tests.conftest import TINY
+from tests.conftest import TINY, posix
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def test_a_run_that_is_none_is_refused(tmp_path, capsys):
         assert "expected a run directory with a run.json" in " ".join(capsys.readouterr().err.split())
 
 
+@posix
 def test_the_page_is_served_until_ctrl_c(run):
     code = "import sys; from spwnet.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "view", str(run), "--no-browser"]

@@ -201,24 +201,22 @@ def test_numbers_of_classes_that_there_are_not():
             coarser(book.parents, wrong)
 
 
-def test_uncertainty_is_boundary_to_others_and_distance():
+def test_uncertainty_is_boundary_to_others_and_distance(monkeypatch):
     points = np.array([[0.0], [9.0], [1.0], [10.0]] * 20, np.float32)
     book = fit_codebook([Descriptors(points)], [(1, 1.0)], 2)
     rows = np.array([[0.5], [1.5], [9.5], [9.5]], np.float32)
-    # three boundaries of superpixel 1: two thirds of the length to 0, which is of its class, a third to 2
+    # Of superpixel 1, two thirds of the boundary are to 0, which is of its class, a third to 2; of 2, half is to 1.
     edges = np.array([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]])
     contacts = np.array([20, 20, 10, 10, 10, 10], np.float32)
     _, alone = book.assign(Descriptors(rows), np.arange(2))
     np.testing.assert_allclose(alone, [0, 0.6, 0, 0], atol=1e-3)  # the usual distance is 0.5, and 1.5 is 2 of it off
-    module.AGREEMENT, before = 0.0, module.AGREEMENT
-    try:
-        classes, doubt = book.assign(Descriptors(rows, edges, contacts), np.arange(2))
-    finally:
-        module.AGREEMENT = before
+    monkeypatch.setattr(module, "AGREEMENT", 0.0)
+    described = Descriptors(rows, edges, contacts)
+    classes, doubt = book.assign(described, np.arange(2))
     assert classes.tolist() == [classes[0], classes[0], classes[2], classes[2]]
     assert classes[0] != classes[2]
-    assert doubt[1] > 0.5 / 3
-    assert doubt[3] < doubt[1]
+    distance = np.sqrt(book.energies(described).values[np.arange(4), classes] / 2)
+    np.testing.assert_allclose(doubt, 0.3 * distance + 0.5 * np.array([0, 1 / 3, 1 / 2, 0]), rtol=1e-5)
 
 
 def test_neighbours_agree_as_the_mean_field_says():

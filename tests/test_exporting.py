@@ -39,6 +39,11 @@ def grey():
 
 
 @pytest.fixture(scope="module")
+def small():
+    return trained(1, model={**TINY["model"], "n_blocks": 1})
+
+
+@pytest.fixture(scope="module")
 def published():
     return trained(**PUBLISHED)
 
@@ -52,8 +57,9 @@ def run(path, image):
     ("which", "suffix", "size"),
     [
         *[(which, ".ts", None) for which in ("colours", "grey", "published")],
-        *[("published", suffix, None) for suffix in (".pt2", ".onnx")],
-        # With evidence, these two take half a minute to export; each export compares itself.
+        *[("published", suffix, size) for suffix in (".pt2", ".onnx") for size in (None, SIZE)],
+        # With evidence, other exports take up to minutes; the test of its parts stands for them.
+        ("small", ".pt2", SIZE),
     ],
 )
 def test_a_file_agrees_with_prediction(which, suffix, size, request, tmp_path):
@@ -79,6 +85,39 @@ def test_a_file_agrees_with_prediction(which, suffix, size, request, tmp_path):
         assert run(path, torch.rand(2, channels, *size)).shape == (2, 4, *size)
         with pytest.raises(Exception, match=r"(?i)guard|invalid dimensions"):
             run(path, torch.rand(1, channels, size[0] + 1, size[1]))
+
+
+class Part(torch.nn.Module):
+    """One way in which evidence is computed."""
+
+    def __init__(self, colours, compute):
+        super().__init__()
+        self.classifier, self.compute = exporting.Classifier(colours.network, colours), compute
+
+    def forward(self, image):
+        return self.compute(self.classifier, image)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda classifier, image: classifier._perceptual(image),
+        lambda _, image: exporting._averaged(image, 2),
+        lambda _, image: exporting._filtered(image, *(exporting._blur(length, 8) for length in image.shape[2:])),
+        lambda _, image: torch.cat([exporting._slope(image[:, :1], axis) for axis in (2, 3)], dim=1),
+        lambda _, image: exporting._orientation(image),
+    ],
+    ids=["perceptual", "averaged", "blur", "slope", "orientation"],
+)
+def test_parts_of_the_evidence_in_onnx_of_any_size(colours, compute):
+    part = Part(colours, compute).eval()
+    generator = torch.Generator().manual_seed(0)
+    with exporting._quiet(), torch.no_grad():
+        example = torch.rand(2, 3, *exporting.TRACED, generator=generator)
+        read = exporting._read_onnx(exporting._write_onnx(part, example, {}, False))
+        for shape in (SIZE, (33, 58)):
+            image = torch.rand(1, 3, *shape, generator=generator)
+            np.testing.assert_allclose(read(image), part(image), atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(46, 61), (7, 3), (1, 20), (2, 2)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -32,23 +31,23 @@ def run(tmp_path):
     return Run(shutil.copytree(RUNS / "images", tmp_path / "run"))
 
 
-def agree(found, recorded, model):
-    """The same labels, all of them where torch is the one that they were recorded with."""
+def agree(found, recorded):
+    """The same labels, but for single pixels: processors round differently."""
     assert found.shape == recorded.shape
-    assert np.mean(found == recorded) >= (1 if model.info["torch"] == metadata.version("torch") else 0.999)
+    assert np.mean(found == recorded) >= 0.999
 
 
 def test_a_run_on_images_gives_the_labels_recorded(run):
     model, image = spwnet.load(run.folder), np.asarray(Image.open(RUNS / "images.png"))
-    agree(spwnet.segment(model, image).labels[0], np.asarray(Image.open(RUNS / "images_labels.png")), model)
+    agree(spwnet.segment(model, image).labels[0], np.asarray(Image.open(RUNS / "images_labels.png")))
     named = spwnet.segment(model, image, classes=run.classes).labels[0]
-    agree(named, np.asarray(Image.open(RUNS / "images_named.png")), model)
+    agree(named, np.asarray(Image.open(RUNS / "images_named.png")))
 
 
 def test_a_run_on_a_volume_gives_the_labels_recorded():
     model, volume = spwnet.load(RUNS / "volume"), spwnet.open_volume(RUNS / "volume.tif")
     assert model.solid
-    agree(spwnet.segment_volume(model, volume).labels, tifffile.imread(RUNS / "volume_labels.tif"), model)
+    agree(spwnet.segment_volume(model, volume).labels, tifffile.imread(RUNS / "volume_labels.tif"))
 
 
 def test_the_rest_of_a_run_is_read(run):

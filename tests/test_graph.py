@@ -12,8 +12,6 @@ from spwnet.geometry import half_neighbourhood
 from spwnet.graph import adjacent_pairs, build_graph
 from spwnet.superpixels import superpixels_from_labels
 
-RNG = np.random.default_rng(0)
-
 shapes = st.one_of(st.tuples(st.integers(1, 7), st.integers(1, 7)), st.tuples(*[st.integers(1, 4)] * 3))
 label_images = shapes.flatmap(lambda shape: arrays(np.int64, shape, elements=st.integers(0, 9)))
 
@@ -67,11 +65,11 @@ def test_pooling_is_the_mean_of_each_superpixel(labels, channels):
 
 
 @pytest.mark.parametrize("mode", ["argmax_of_mean", "max_count_of_argmax"])
-def test_labels_of_watershed_numbering_equal_a_loop(mode):
-    image = RNG.random((30, 40))
+def test_labels_of_watershed_numbering_equal_a_loop(mode, rng):
+    image = rng.random((30, 40))
     labels = watershed(image)[::-1]  # neither from 0 nor in scan order
     graph, superpixels, _ = make(labels)
-    features = torch.from_numpy(RNG.standard_normal((6, 30, 40)))
+    features = torch.from_numpy(rng.standard_normal((6, 30, 40)))
     nodes = graph.node_labels(features, graph.pool(features), mode)
     for i in range(superpixels.count):
         inside = features.numpy()[:, superpixels.labels == i]
@@ -95,8 +93,8 @@ def test_renumbering_superpixels_renumbers_the_graph(order):
         assert torch.allclose(dense(renamed, getattr(renamed, name)(tau))[order][:, order], expected, atol=1e-6)
 
 
-def test_continuity_weights_of_each_superpixel_add_up_to_one_even_at_extreme_temperatures():
-    graph, _, _ = make(RNG.integers(0, 20, (12, 12)))
+def test_continuity_weights_of_each_superpixel_add_up_to_one_even_at_extreme_temperatures(rng):
+    graph, _, _ = make(rng.integers(0, 20, (12, 12)))
     for tau in (0.0, 1e4, -1e4):
         weights = graph.continuity_weights(tau)
         sums = torch.zeros(graph.count).index_add(0, graph.edges[0], weights)

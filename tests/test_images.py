@@ -34,17 +34,10 @@ from spwnet.images import (
     open_images,
 )
 from spwnet.volumes import open_volume
+from tests.conftest import noise
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-RNG = np.random.default_rng(0)
-
-
-def noise(*shape: int, dtype: str = "uint8") -> np.ndarray:
-    if np.dtype(dtype).kind == "f":
-        return RNG.random(shape).astype(dtype)
-    return RNG.integers(0, min(np.iinfo(dtype).max, 2**31), shape, endpoint=True).astype(dtype)
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:

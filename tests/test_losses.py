@@ -11,10 +11,9 @@ from spwnet import losses
 from spwnet.graph import build_graph
 from spwnet.superpixels import superpixels_from_labels
 
-RNG = np.random.default_rng(0)
-LABELS = RNG.integers(0, 12, (10, 14))
-IMAGE = RNG.random((10, 14, 3))
-FEATURES = RNG.standard_normal((4, 10, 14))
+LABELS = np.random.default_rng(0).integers(0, 12, (10, 14))
+IMAGE = np.random.default_rng(1).random((10, 14, 3))
+FEATURES = np.random.default_rng(2).standard_normal((4, 10, 14))
 
 
 def graph_of(labels=LABELS, image=IMAGE):
@@ -37,16 +36,16 @@ def test_superpixel_losses_equal_dense_matrices():
     np.testing.assert_allclose(losses.continuity(pooled, graph.edges, continuity).item(), expected, rtol=1e-9)
 
 
-def test_similarity_equals_the_definition():
-    labels = RNG.integers(0, 4, 140)
+def test_similarity_equals_the_definition(rng):
+    labels = rng.integers(0, 4, 140)
     log_p = np.log(softmax(FEATURES.reshape(4, -1), axis=0))
     expected = -log_p[labels, np.arange(140)].mean()
     ours = losses.similarity(torch.from_numpy(FEATURES), torch.from_numpy(labels))
     np.testing.assert_allclose(ours.item(), expected)
 
 
-def test_reconstruction():
-    a, b = RNG.random((2, 3, 5)), RNG.random((2, 3, 5))
+def test_reconstruction(rng):
+    a, b = rng.random((2, 3, 5)), rng.random((2, 3, 5))
     ours = losses.reconstruction(torch.from_numpy(a), torch.from_numpy(b))
     np.testing.assert_allclose(ours.item(), np.square(a - b).mean())
 
@@ -78,9 +77,9 @@ def dense_cut_by_loops(p, image, radius=5, sigma_colour=10.0, sigma_position=4.0
     return 1 - np.mean(within / total)
 
 
-def test_dense_cut_equals_all_pairs_and_its_weights_discriminate():
-    image = RNG.random((3, 9, 8)) * 0.1
-    p = softmax(RNG.standard_normal((3, 9, 8)), axis=0)
+def test_dense_cut_equals_all_pairs_and_its_weights_discriminate(rng):
+    image = rng.random((3, 9, 8)) * 0.1
+    p = softmax(rng.standard_normal((3, 9, 8)), axis=0)
     weights, offsets = losses.dense_cut_weights(torch.from_numpy(image))
     ours = losses.dense_cut(torch.from_numpy(p), weights, offsets)
     np.testing.assert_allclose(ours.item(), dense_cut_by_loops(p, image), rtol=1e-6)
@@ -97,11 +96,11 @@ def test_dense_cut_of_thin_images(shape):
     assert found.item() == pytest.approx(dense_cut_by_loops(p, image), abs=1e-4)
 
 
-def test_dense_continuity_in_2d_and_3d():
-    f = RNG.standard_normal((2, 6, 7))
+def test_dense_continuity_in_2d_and_3d(rng):
+    f = rng.standard_normal((2, 6, 7))
     expected = (np.abs(np.diff(f, axis=1)).mean() + np.abs(np.diff(f, axis=2)).mean()) / 2
     np.testing.assert_allclose(losses.dense_continuity(torch.from_numpy(f)).item(), expected)
-    g = RNG.standard_normal((2, 4, 5, 6))
+    g = rng.standard_normal((2, 4, 5, 6))
     expected = sum(np.abs(np.diff(g, axis=axis)).mean() for axis in (1, 2, 3)) / 3
     np.testing.assert_allclose(losses.dense_continuity(torch.from_numpy(g)).item(), expected)
     assert losses.dense_continuity(torch.ones(2, 1, 1)).item() == 0
@@ -153,10 +152,10 @@ def test_an_empty_class_or_a_single_superpixel_gives_no_nan():
     assert torch.isfinite(losses.dense_cut(p, weights, offsets))
 
 
-def test_gradients():
+def test_gradients(rng):
     graph, cut, continuity = graph_of(LABELS[:5, :6], IMAGE[:5, :6])
     f = torch.from_numpy(FEATURES[:3, :5, :6]).requires_grad_()
-    labels = torch.from_numpy(RNG.integers(0, 3, 30))
+    labels = torch.from_numpy(rng.integers(0, 3, 30))
     target = torch.randn(3, 5, 6, dtype=torch.double)
     weights, offsets = losses.dense_cut_weights(torch.from_numpy(IMAGE[:5, :6].transpose(2, 0, 1)), radius=3)
     for loss in (

@@ -17,20 +17,19 @@ from spwnet.errors import InputError, RunError
 from spwnet.images import Image
 from spwnet.preparation import Frame, Normalisation, measure, perceptual, prepare, restore, to_display, to_unit
 
-RNG = np.random.default_rng(0)
 PLAIN = ImageSettings(scale=1)
 UNIT = Normalisation((0.0,), (1.0,), (0.0,), (1.0,), False, False)
 
 
 def colour(*shape: int, name: str = "a") -> Image:
-    return Image(RNG.integers(0, 256, (*shape, 3), dtype=np.uint8), name, True)
+    return Image(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8), name, True)
 
 
 # Normalisation
 
 
-def test_eight_bit_colours_keep_their_range():
-    image = Image(RNG.integers(50, 90, (20, 30, 3), dtype=np.uint8), "a", True)
+def test_eight_bit_colours_keep_their_range(rng):
+    image = Image(rng.integers(50, 90, (20, 30, 3), dtype=np.uint8), "a", True)
     found = measure([image], PLAIN)
     assert (found.low, found.high) == ((0.0,) * 3, (255.0,) * 3)
     assert found.rgb
@@ -39,16 +38,16 @@ def test_eight_bit_colours_keep_their_range():
     np.testing.assert_allclose(found.std, (image.pixels / 255).std((0, 1)), rtol=1e-5)
 
 
-def test_float_colours_within_one_keep_their_range():
-    image = Image(RNG.uniform(0.2, 0.6, (20, 30, 3)), "a", True)
+def test_float_colours_within_one_keep_their_range(rng):
+    image = Image(rng.uniform(0.2, 0.6, (20, 30, 3)), "a", True)
     found = measure([image], PLAIN)
     assert (found.low, found.high) == ((0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32", "float64"])
-def test_other_images_are_stretched_between_percentiles_of_all(dtype):
+def test_other_images_are_stretched_between_percentiles_of_all(dtype, rng):
     images = [
-        Image((1000 * RNG.normal(m, 1, (40, 30 + k, 2)) % 250).astype(dtype), str(k), False)
+        Image((1000 * rng.normal(m, 1, (40, 30 + k, 2)) % 250).astype(dtype), str(k), False)
         for k, m in enumerate((3, 4))
     ]
     found = measure(images, PLAIN)
@@ -60,10 +59,10 @@ def test_other_images_are_stretched_between_percentiles_of_all(dtype):
     assert not found.rgb
 
 
-def test_float_colours_beyond_one_and_mixed_kinds_are_stretched():
-    wide = Image(RNG.uniform(0, 2, (20, 30, 3)), "a", True)
+def test_float_colours_beyond_one_and_mixed_kinds_are_stretched(rng):
+    wide = Image(rng.uniform(0, 2, (20, 30, 3)), "a", True)
     assert measure([wide], PLAIN).high[0] == pytest.approx(2, abs=0.1)
-    bytes_too = Image(RNG.integers(50, 90, (20, 30, 3), dtype=np.uint8), "b", True)
+    bytes_too = Image(rng.integers(50, 90, (20, 30, 3), dtype=np.uint8), "b", True)
     mixed = measure([bytes_too, wide], PLAIN)
     assert mixed.rgb
     assert mixed.high[0] < 90
@@ -71,8 +70,8 @@ def test_float_colours_beyond_one_and_mixed_kinds_are_stretched():
     assert not measure([colour(20, 30), grey], PLAIN).rgb
 
 
-def test_deep_colours_share_one_range():
-    pixels = RNG.integers((1000, 0, 500), (60_000, 9000, 30_000), (40, 40, 3)).astype(np.uint16)
+def test_deep_colours_share_one_range(rng):
+    pixels = rng.integers((1000, 0, 500), (60_000, 9000, 30_000), (40, 40, 3)).astype(np.uint16)
     found = measure([Image(pixels, "a", True)], PLAIN)
     assert len(set(found.low)) == len(set(found.high)) == 1
     assert found.low[0] == np.percentile(pixels[..., 1], 0.1)
@@ -91,23 +90,23 @@ def test_statistics_are_those_of_the_prepared_images():
     np.testing.assert_allclose(networks.std(0), 1, rtol=1e-4)
 
 
-def test_margin_does_not_count():
+def test_margin_does_not_count(rng):
     pixels = np.full((20, 20, 1), 1000.0)
-    pixels[5:-5, 5:-5] = RNG.random((10, 10, 1))
+    pixels[5:-5, 5:-5] = rng.random((10, 10, 1))
     assert measure([Image(pixels, "a", False)], ImageSettings(margin=5)).high[0] <= 1
 
 
-def test_constant_images_are_refused():
+def test_constant_images_are_refused(rng):
     flat = Image(np.full((5, 5, 2), (1, 7), np.uint8), "flat", False)
     with pytest.raises(InputError, match="constant image 'flat'"):
         measure([flat, Image(np.full((6, 5, 2), 3, np.uint8), "b", False)], PLAIN)
     with pytest.raises(InputError, match="constant image 'black'"):
         measure([Image(np.zeros((5, 5, 3), np.uint8), "black", True)], PLAIN)
-    assert measure([flat, Image(RNG.random((6, 5, 2)), "b", False)], PLAIN).std[0] > 0
+    assert measure([flat, Image(rng.random((6, 5, 2)), "b", False)], PLAIN).std[0] > 0
 
 
-def test_a_constant_channel_is_kept_with_a_warning(caplog):
-    pixels = np.stack([RNG.random((9, 9)), np.full((9, 9), 5.0), np.full((9, 9), -1e20)], axis=-1)
+def test_a_constant_channel_is_kept_with_a_warning(caplog, rng):
+    pixels = np.stack([rng.random((9, 9)), np.full((9, 9), 5.0), np.full((9, 9), -1e20)], axis=-1)
     image = Image(pixels, "a", False)
     found = measure([image], PLAIN)
     assert (found.low[1], found.high[1], found.std[1]) == (5.0, 6.0, 1.0)
@@ -206,15 +205,15 @@ def test_values_beyond_the_range_are_clipped():
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint32", "float64"])
-def test_large_values_keep_small_differences(dtype):
-    pixels = (2**31 + RNG.integers(0, 10, (8, 8, 1))).astype(dtype)
+def test_large_values_keep_small_differences(dtype, rng):
+    pixels = (2**31 + rng.integers(0, 10, (8, 8, 1))).astype(dtype)
     image = Image(pixels, "a", False)
     unit = prepare(image, PLAIN, measure([image], PLAIN)).unit
     assert len(np.unique(unit)) == len(np.unique(pixels))
 
 
-def test_the_input_is_left_alone():
-    pixels = RNG.random((8, 8, 1)).astype(np.float32) + 3
+def test_the_input_is_left_alone(rng):
+    pixels = rng.random((8, 8, 1)).astype(np.float32) + 3
     before = pixels.copy()
     settings = ImageSettings(scale=0.5, margin=1, unsharp_radius=1)
     image = Image(pixels, "a", False)
@@ -244,8 +243,8 @@ def test_working_size(shape, options, working):
     assert prepared.frame.working == working
 
 
-def test_reduction_takes_the_mean_of_what_falls_together():
-    pixels = RNG.random((60, 80, 2))
+def test_reduction_takes_the_mean_of_what_falls_together(rng):
+    pixels = rng.random((60, 80, 2))
     wide = Normalisation((0.0,) * 2, (1.0,) * 2, (0.0,) * 2, (1.0,) * 2, False, False)
     unit = prepare(Image(pixels, "a", False), ImageSettings(scale=0.1), wide).unit
     # a triangle of twice the reduction: white noise of variance 1/12 is averaged over many pixels
@@ -257,8 +256,8 @@ def test_reduction_takes_the_mean_of_what_falls_together():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_unsharp_mask_is_that_of_each_channel(channels):
-    image = Image(RNG.random((30, 40, channels)), "a", False)
+def test_unsharp_mask_is_that_of_each_channel(channels, rng):
+    image = Image(rng.random((30, 40, channels)), "a", False)
     settings = ImageSettings(scale=1, unsharp_radius=2.5, unsharp_amount=1.5)
     ones = (1.0,) * channels
     normalisation = Normalisation((0.0,) * channels, ones, ones, ones, False, False)
@@ -269,8 +268,8 @@ def test_unsharp_mask_is_that_of_each_channel(channels):
         np.testing.assert_allclose(unit[..., c], expected, atol=1e-6)
 
 
-def test_unsharp_of_no_amount_changes_nothing():
-    image = Image(RNG.random((9, 9, 1)), "a", False)
+def test_unsharp_of_no_amount_changes_nothing(rng):
+    image = Image(rng.random((9, 9, 1)), "a", False)
     off = prepare(image, ImageSettings(scale=1, unsharp_radius=3, unsharp_amount=0), UNIT).unit
     np.testing.assert_array_equal(off, prepare(image, PLAIN, UNIT).unit)
 
@@ -282,8 +281,8 @@ def test_margin_that_leaves_nothing():
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float64"])
-def test_unit_values_alone(dtype):
-    image = Image(RNG.integers(0, 99, (8, 9, 2)).astype(dtype), "a", False)
+def test_unit_values_alone(dtype, rng):
+    image = Image(rng.integers(0, 99, (8, 9, 2)).astype(dtype), "a", False)
     found = measure([image], PLAIN)
     unit = to_unit(image.pixels, found)
     assert unit.dtype == np.float32

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import zipfile
 from dataclasses import replace
@@ -365,7 +364,7 @@ def test_resuming_reads_what_is_there_and_draws_another_level(files, tmp_path, m
 def test_ctrl_c_keeps_what_is_written(files, tmp_path):
     def press(state):
         if state.stage == "regions":
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped, match="stopped after 1 of 2 images; go on by `--resume`"):
         spwnet.regions_of_all(files, tmp_path, learned=False, on_progress=press)
@@ -378,7 +377,7 @@ def test_ctrl_c_keeps_what_is_written(files, tmp_path):
 def test_ctrl_c_in_the_training_on_an_image_stops_between_images(files, tmp_path):
     def press(state):
         if state.stage == "train" and state.done == state.total:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped, match="stopped after 0 of 2 images; go on by `--resume`"):
         spwnet.regions_of_all(files, tmp_path, settings=QUICK, on_progress=press)

@@ -129,10 +129,21 @@ def test_a_pickle_is_never_loaded(run):
         run.load()
 
 
-def test_weights_of_another_type_do_not_pass_unseen(run):
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("file", ["weights", "codebook"])
+def test_weights_of_another_type_do_not_pass_unseen(run, file, dtype):
+    path = getattr(run, file)
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == torch.float32)
+    tensors[name] = tensors[name].to(dtype)
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(RunError, match=rf"expected '{name}' as float32.* but got {dtype}".replace("torch.", "")):
+        run.load()
+
+
+def test_weights_of_another_shape(run):
     tensors = safetensors.torch.load_file(run.weights)
-    name = next(iter(tensors))
-    tensors[name] = torch.zeros(3, 3)
+    tensors[next(iter(tensors))] = torch.zeros(3, 3)
     safetensors.torch.save_file(tensors, run.weights)
     with pytest.raises(RunError, match="of different runs"):
         run.load()

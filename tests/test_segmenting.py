@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from fractions import Fraction
 from itertools import pairwise
@@ -130,7 +129,7 @@ def test_a_resumed_video_equals_one_that_was_not_stopped(model, video, tmp_path,
         if progress.done == stop:
             if kind == "crash":
                 raise RuntimeError("crash")
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     out = tmp_path / "out"
     with pytest.raises(RuntimeError if kind == "crash" else Stopped):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spwnet import storage
 from spwnet.errors import OutputError
-from tests.conftest import failing, files_in
+from tests.conftest import failing, files_in, posix
 
 
 def files(folder):
@@ -284,6 +284,7 @@ def test_a_full_disk_when_a_folder_is_to_be_held(tmp_path, monkeypatch):
     assert files(tmp_path) == []
 
 
+@posix
 def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, caplog):
     import fcntl
 

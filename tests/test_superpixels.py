@@ -13,12 +13,10 @@ from spwnet.config import SuperpixelSettings
 from spwnet.errors import InputError
 from spwnet.superpixels import Seeds, lattice_slic, make_superpixels, slic, superpixels_from_labels
 
-RNG = np.random.default_rng(0)
-
 
 @pytest.mark.parametrize(("shape", "channels"), [((40, 60), 3), ((40, 60), 1), ((41, 59), 5), ((12, 20, 24), 2)])
-def test_slic_covers_every_pixel_in_any_shape_and_number_of_channels(shape, channels):
-    image = RNG.random((*shape, channels), dtype=np.float32)
+def test_slic_covers_every_pixel_in_any_shape_and_number_of_channels(shape, channels, rng):
+    image = rng.random((*shape, channels), dtype=np.float32)
     superpixels = slic(image, 50, rgb=channels == 3 and len(shape) == 2)
     assert superpixels.labels.shape == shape
     assert superpixels.labels.dtype == np.int32
@@ -33,9 +31,9 @@ def test_slic_follows_a_colour_edge():
     assert not set(labels[:, :23].flat) & set(labels[:, 23:].flat)
 
 
-def test_compactness_means_the_same_in_a_faint_image():
+def test_compactness_means_the_same_in_a_faint_image(rng):
     """scikit-image stretches each image to its own range; here faint noise must not shape superpixels."""
-    noise = RNG.random((48, 48, 1), dtype=np.float32)
+    noise = rng.random((48, 48, 1), dtype=np.float32)
     faint = slic(0.5 + 0.001 * noise, 36, compactness=10, sigma=0)
     flat = slic(np.full_like(noise, 0.5), 36, compactness=10, sigma=0)
     assert np.mean(faint.labels == flat.labels) > 0.95
@@ -155,8 +153,8 @@ def test_thin_images_get_about_as_many_as_asked_for(shape, count):
     assert count / 1.3 < slic(unit, count).count < count * 1.3
 
 
-def test_methods():
-    image = RNG.random((20, 20, 1), dtype=np.float32)
+def test_methods(rng):
+    image = rng.random((20, 20, 1), dtype=np.float32)
     assert make_superpixels(image, SuperpixelSettings(method="none")) is None
     labels = np.arange(400).reshape(20, 20) // 40
     own = make_superpixels(image, SuperpixelSettings(method="labels"), labels=labels[..., None])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from spwnet.errors import OutputError
 from spwnet.videowriting import PART, VideoParts, join
-from tests.conftest import failing, files_in
+from tests.conftest import failing, files_in, posix
 
 av = pytest.importorskip("av")
 
@@ -242,7 +242,7 @@ class TestInterrupted:
         assert write(again, range(32, 70)).finish() == 70
         assert path.read_bytes() == whole[kind]
 
-    @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+    @posix
     @pytest.mark.parametrize(("call", "left"), [(2, ".{}_000032.nut.tmp"), (4, ".{}.mp4.tmp")])
     def test_killed_while_writing(self, tmp_path, kind, call, left, whole):
         path = tmp_path / f"{kind}.mp4"

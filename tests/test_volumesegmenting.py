@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import sys
 import threading
@@ -27,7 +26,7 @@ from spwnet.config import LabelSettings, make_settings
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.volumes import SliceSource
 from spwnet.volumesegmenting import check_options
-from tests.conftest import SOLID, phantom
+from tests.conftest import SOLID, phantom, posix
 
 SPACING = (2.0, 1.0, 1.0)
 BLOCK = 10
@@ -248,7 +247,7 @@ def test_overwriting_leaves_no_block_of_an_earlier_job(
 def test_ctrl_c_stops_between_blocks(solid_model, volume, expected, tmp_path, workers):
     def press(state):
         if state.done == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     before, threads = (signal.getsignal(signal.SIGINT), torch.get_num_threads()), set(threading.enumerate())
     with pytest.raises(Stopped, match=r"stopped after 4 of 27 blocks; go on by `--resume`") as stopped:
@@ -269,7 +268,7 @@ def test_ctrl_c_stops_between_blocks(solid_model, volume, expected, tmp_path, wo
 def test_ctrl_c_in_the_last_block_finishes(solid_model, volume, expected, tmp_path):
     def press(state):
         if state.done == 27:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     segment_volume(solid_model, volume, tmp_path, block=BLOCK, on_progress=press)
     np.testing.assert_array_equal(labels_of(tmp_path), expected)
@@ -534,6 +533,7 @@ def test_a_model_of_a_volume_refuses_images(solid_model, pictures):
 # Dask
 
 
+@posix
 def test_worker_processes_equal_threads_though_one_is_killed(solid_model, tmp_path):
     pytest.importorskip("distributed")
     volume = open_volume(phantom((150, 24, 24)))
@@ -613,7 +613,7 @@ def test_a_scheduler_that_is_not_there(solid_model, volume, tmp_path, monkeypatc
     start = time.monotonic()
     with pytest.raises(SettingsError, match=rf"expected a Dask scheduler at '{address}', but: .*; check the address"):
         segment_volume(solid_model, volume, tmp_path, scheduler=address)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 25
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from dataclasses import replace
 
@@ -47,7 +46,7 @@ def test_training_that_was_stopped_is_resumed_to_the_same_weights(volume, tmp_pa
 
     def press(state):
         if state.done == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     run = tmp_path / "run"
     with pytest.raises(Stopped, match="stopped after step 2 of 4; go on by `--resume`"):
@@ -336,6 +335,10 @@ def test_run_checks_everything_before_it_trains(volume, tmp_path, monkeypatch):
         ({"block": (3, 3)}, SettingsError, "expected a block of one or three sides"),
         ({"meshes": [-1]}, SettingsError, "expected classes from 0"),
         ({"blocks": 3}, TypeError, "blocks"),
+        ({"uncertainty": True}, SettingsError, "expected no `uncertainty` with a volume"),
+        ({"overlays": "full"}, SettingsError, "expected no `overlays` with a volume"),
+        ({"overlays": False}, SettingsError, "expected no `overlays` with a volume"),
+        ({"rate": 3}, SettingsError, "expected no `rate` with a volume"),
     ):
         with pytest.raises(kind, match=message):
             api.run(volume, tmp_path / "out", settings=settings_with("instant"), **options)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import signal
 import socket
@@ -143,7 +142,7 @@ def test_stop_and_keep_in_a_cycle_of_rates_keeps_the_weights_of_that_step(folder
 
     def press(state):
         if state.done == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stopped):
         spwnet.train(folder, tmp_path / "stopped", settings=settings, on_progress=press)
@@ -161,7 +160,7 @@ def test_run_passes_watchers_on(folder, tiny, tmp_path):
 
 def test_watchers_are_told_how_it_ended(pictures, tiny, monkeypatch):
     def press(state):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     seen = Onlooker()
     with pytest.raises(Stopped):
@@ -275,28 +274,33 @@ def test_news_waits_a_little_and_comes_at_once_in_the_end(live, monkeypatch):
     monkeypatch.setattr(watching, "HELD_SECONDS", 0.3)
     start = time.monotonic()
     assert get(live, "news")["ending"] is None
-    assert 0.25 < time.monotonic() - start < 2
-    monkeypatch.setattr(watching, "HELD_SECONDS", 10.0)
+    assert time.monotonic() - start > 0.25
+    # Longer than the answer is waited for.
+    monkeypatch.setattr(watching, "HELD_SECONDS", 600.0)
     threading.Timer(0.2, live.finish, ("failed", "no")).start()
-    start = time.monotonic()
     state = get(live, "news")
     assert (state["ending"], state["message"]) == ("failed", "no")
-    assert time.monotonic() - start < 3
 
 
-def test_closing_waits_for_a_page_that_is_open_and_for_no_other():
-    page = LivePage("a")
+def test_closing_waits_for_a_page_that_is_open_and_for_no_other(monkeypatch):
+    monkeypatch.setattr(watching, "LINGER_SECONDS", 60.0)
     start = time.monotonic()
+    page = LivePage("a")
     page.close()
     page.close()
-    assert time.monotonic() - start < 0.5
     page = LivePage("b")
     get(page, "state")
-    threading.Timer(0.3, post, (page, "seen")).start()
-    start = time.monotonic()
+    seen = threading.Event()
+
+    def see():
+        seen.set()
+        post(page, "seen")
+
+    threading.Timer(0.3, see).start()
     page.close()
-    assert 0.25 < time.monotonic() - start < 2
+    assert seen.is_set()
     page.close()
+    assert time.monotonic() - start < 50
     with pytest.raises(OSError, match="refused"):
         get(page, "state")
 
@@ -307,7 +311,7 @@ def test_closing_does_not_wait_for_ever(monkeypatch):
     get(page, "state")
     start = time.monotonic()
     page.close()
-    assert 0.25 < time.monotonic() - start < 2
+    assert 0.25 < time.monotonic() - start < 30
 
 
 def test_readers_that_hang_or_leave_never_stop_training(live, pictures, tiny):

@@ -12,7 +12,7 @@ import numpy as np
 from spwnet import outputs, previews, storage
 from spwnet.classes import areas
 from spwnet.codebook import Descriptors, fit_codebook
-from spwnet.config import LabelSettings, Settings, SuperpixelSettings, flat
+from spwnet.config import FRAME_RATE, LabelSettings, Settings, SuperpixelSettings, flat
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, pick_device
 from spwnet.errors import RunError, SettingsError, Stopped
@@ -480,7 +480,7 @@ def run(
     frames: Sequence[int | str] | Literal["all", "auto"] | None = None,
     superpixels: Any = None,
     suffix: str | None = None,
-    rate: float = 25.0,
+    rate: float = FRAME_RATE,
     overlays: bool | Literal["full"] = True,
     uncertainty: bool = False,
     device: str = "auto",
@@ -503,7 +503,7 @@ def run(
     frames : sequence of int or str, "all" or "auto", optional
         Frames to train on, as in `train`; all images are segmented.
     suffix, rate, overlays, uncertainty
-        As in `segment`; of a volume, `suffix` as in `segment_volume`.
+        As in `segment`; of a volume, `suffix` as in `segment_volume`, and none of the others.
     **blocks
         For a volume, `block`, `workers`, `scheduler` and `meshes` as in `segment_volume`.
 
@@ -527,6 +527,10 @@ def run(
     if isinstance(images, Volume):
         blocks["suffix"] = suffix or ".tif"
         check_options(**blocks)
+        refused = {"rate": rate != FRAME_RATE, "overlays": overlays is not True, "uncertainty": uncertainty}
+        given = [name for name, is_given in refused.items() if is_given]
+        if given:
+            raise SettingsError(f"expected no `{given[0]}` with a volume, as it is for images alone; leave it out")
         most = _most_ids(settings)
         if max(blocks.get("meshes", ()), default=0) >= most:
             raise SettingsError(f"expected classes 0 to {most - 1} for surfaces, but got {max(blocks['meshes'])}")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 SETTINGS_VERSION = 1
+FRAME_RATE = 25.0
+"""Frames a second of videos that are made of images."""
 
 UNKNOWN_KEY = "extra_forbidden"
 

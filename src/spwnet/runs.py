@@ -488,7 +488,9 @@ class Run:
             network = make_network(settings, channels, solid=solid).eval()
             network.load_state_dict(tensors)
         if settings.labels.mode == "codebook":
-            arrays = {name: tensor.numpy() for name, tensor in _read_tensors(self.codebook)[0].items()}
+            centres, _ = _read_tensors(self.codebook)
+            _check_codebook_types(centres, self.codebook)
+            arrays = {name: tensor.numpy() for name, tensor in centres.items()}
             size = sum(kind.size for kind in evidence_kinds(settings, channels, solid=solid))
             codebook = Codebook.from_tensors(arrays, size)
         return TrainedModel(network, settings, normalisation, info, codebook)
@@ -512,7 +514,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _check_weights(network: WNet, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Compare names and shapes before anything of their size is allocated."""
+    """Compare names, shapes and types before anything of their size is allocated."""
     expected = network.state_dict()
     odd = sorted(set(expected) ^ set(tensors))
     if odd:
@@ -527,6 +529,24 @@ def _check_weights(network: WNet, tensors: dict[str, torch.Tensor], path: Path) 
                 f"expected {name!r} of shape {tuple(tensor.shape)} at {path}, but got {tuple(tensors[name].shape)}; "
                 "weights and run.json are of different runs"
             )
+        # PyTorch would convert them without a word.
+        if tensor.dtype != tensors[name].dtype:
+            raise RunError(
+                f"expected {name!r} as {_type(tensor)} at {path}, but got {_type(tensors[name])}; train the run again"
+            )
+
+
+def _check_codebook_types(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Check the types before tensors become arrays: NumPy lacks some of them."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.int32):
+            raise RunError(
+                f"expected {name!r} as float32 or int32 at {path}, but got {_type(tensor)}; train the run again"
+            )
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _load_weights(network: WNet, tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from spwnet import outputs, storage
+from spwnet.config import FRAME_RATE
 from spwnet.devices import available_memory
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.gathering import PREDICTION_BYTES, STITCHING_BYTES, check_memory, label_source_of, memory_ratio
@@ -79,7 +80,7 @@ def segment(
     labels: LabelSettings | None = None,
     classes: ClassMap | str | Path | None = None,
     suffix: str | None = None,
-    rate: float = 25.0,
+    rate: float = FRAME_RATE,
     overlays: bool | Literal["full"] = True,
     uncertainty: bool = False,
     device: str = "auto",

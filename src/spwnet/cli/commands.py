@@ -157,17 +157,19 @@ def segment(
     labels = model.labels(read_label_settings(model.settings, settings_file, sets, merge, flags), file)
     if file is None and Run(run).classes.exists():
         logger.info("%s is not used; --classes %s would", *[Run(run).classes] * 2)
-    source = read_inputs(images, reading)
+    source = read_inputs(images, reading, blocks)
     if is_open_volume(source):
+        from spwnet.config import FRAME_RATE
         from spwnet.volumesegmenting import segment_volume
 
         refused = {
-            "--frames": frames, "--superpixels": superpixels, "--steady": steady, "--uncertainty": uncertainty or None,
-            "--full-overlays": full_overlays or None,
+            "--frames": frames is not None, "--superpixels": superpixels is not None, "--steady": steady is not None,
+            "--rate": rate != FRAME_RATE, "--no-overlays": not overlays, "--full-overlays": full_overlays,
+            "--uncertainty": uncertainty,
         }  # fmt: skip
-        given = [name for name, value in refused.items() if value is not None]
+        given = [name for name, is_given in refused.items() if is_given]
         if given:
-            raise SettingsError(f"expected no {given[0]} with a volume, all of which is segmented; leave it out")
+            raise SettingsError(f"expected no {given[0]} with a volume, as it is for images alone; leave it out")
         with ProgressBar() as on_progress:
             found = segment_volume(
                 model, source, out, labels=labels, suffix=read_suffix(suffix) or ".tif", device=device,
@@ -227,7 +229,7 @@ def run_both(
     from spwnet.watching import watchers
 
     settings = read_settings(preset, settings_file, sets, classes, scale, epochs, seed, superpixels)
-    source = read_inputs(images, reading)
+    source = read_inputs(images, reading, blocks)
     with (
         watchers(view=view, tensorboard=tensorboard, name=str(out), browser=browser, on_address=say_address) as watch,
         ProgressBar() as on_progress,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from spwnet.cli.options import NO_BLOCK_OPTIONS, NO_VOLUME_OPTIONS
 from spwnet.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from spwnet.config import LabelSettings, Settings
 
 
-def read_inputs(images: Sequence[str], reading: VolumeOptions | None = None) -> Any:
+def read_inputs(
+    images: Sequence[str], reading: VolumeOptions | None = None, blocks: BlockOptions = NO_BLOCK_OPTIONS
+) -> Any:
     """Return what is to be opened: paths of images, or an open volume."""
     paths = images[0] if len(images) == 1 else list(images)
     if reading is None:
@@ -27,10 +31,10 @@ def read_inputs(images: Sequence[str], reading: VolumeOptions | None = None) -> 
     if not files:
         raise SettingsError("expected images or a volume, but got none; name files, or channels by --channel")
     if not (reading.volume or any(is_volume(one) for entry in files for one in _listed(entry))):
-        names = ("dataset", "spacing", "unit", "shape", "dtype")
-        given = [name for name in names if getattr(reading, name) is not None]
+        # What of these options images have, too.
+        given = set(_given(reading, NO_VOLUME_OPTIONS)) - {"channel", "axes"} | set(_given(blocks, NO_BLOCK_OPTIONS))
         if given:
-            raise SettingsError(f"expected --{given[0]} with a volume, but got images; add --volume if they are one")
+            raise SettingsError(f"expected --{min(given)} with a volume, but got images; add --volume if they are one")
         if len(files) == 1 and reading.axes is None:
             return files[0]
         from spwnet.images import JoinedImages, open_images
@@ -46,6 +50,12 @@ def read_inputs(images: Sequence[str], reading: VolumeOptions | None = None) -> 
     }  # fmt: skip
     volumes = [open_volume(entry, **options) for entry in files]
     return volumes[0] if len(volumes) == 1 else join_channels(volumes)
+
+
+def _given(options: VolumeOptions | BlockOptions, defaults: VolumeOptions | BlockOptions) -> list[str]:
+    """Return the names of the options that are other than by default."""
+    names = (field.name for field in fields(options))
+    return [name for name in names if getattr(options, name) != getattr(defaults, name)]
 
 
 def _listed(entry: Any) -> list[Any]:
