@@ -148,6 +148,12 @@ class TestJson:
             storage.append_line(log, record)
         assert [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] == records
 
+    def test_lines_that_are_nested_too_deeply(self, tmp_path):
+        log = tmp_path / "log.jsonl"
+        log.write_text('{"a": ' * 5000 + "\n{}\n")
+        with pytest.raises(OutputError, match="line 1 is none: it is nested too deeply"):
+            storage.read_lines(log)
+
     def test_names_that_are_no_utf8(self, tmp_path):
         name = os.fsdecode(b"\xffscan")
         storage.write_json(tmp_path / "x.json", {"origin": name})

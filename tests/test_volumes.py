@@ -30,7 +30,7 @@ from spwnet.images import open_images
 from spwnet.sources import ImageSource
 from spwnet.volumefiles import hdf5
 from spwnet.volumes import SliceSource, Volume, is_volume, join_channels, open_volume
-from tests.conftest import noise
+from tests.conftest import noise, posix
 
 DTYPES = ["uint8", "int16", "uint16", "int32", "float32", "float64"]
 
@@ -1268,3 +1268,20 @@ def test_a_slice_keeps_colours_and_an_axis_of_length_one(tmp_path):
 def test_a_volume_tells_what_it_is():
     assert re.search(r"^Volume\(name='volume', shape=\(4, 5, 6\), channels=1, ", repr(open_volume(noise(4, 5, 6))))
     assert isinstance(open_volume(noise(4, 5, 6)), Volume)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("while True: pass", "does not come to an end of it"), ("import os; os.abort()", "crashes on it")],
+)
+def test_a_file_that_hdf5_fails_on_without_a_word(tmp_path, monkeypatch, fault, message):
+    """The real ones are found by fuzzing, and depend on the version of the library."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = np.zeros((3, 4, 5), np.uint8)
+    assert open_volume(path).shape == (3, 4, 5)
+    monkeypatch.setattr(hdf5, "MOST_SECONDS", 1)
+    monkeypatch.setattr(hdf5, "PROBE", hdf5.PROBE[: hdf5.PROBE.index("from spwnet")] + fault)
+    with pytest.raises(InputError, match=f"expected a readable HDF5 file, but the HDF5 library {message}"):
+        open_volume(path)

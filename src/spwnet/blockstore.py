@@ -16,7 +16,7 @@ import numpy as np
 
 from spwnet.errors import OutputError
 from spwnet.outputs import checked_labels, stored_dtype
-from spwnet.storage import atomic_write, readable_errors, write_json
+from spwnet.storage import atomic_write, parse_json, readable_errors, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -199,7 +199,7 @@ class BlockStore:
                 write_json(path, job)
             content = path.read_bytes()
         try:
-            found = json.loads(content)
+            found = parse_json(content)
         except ValueError:
             found = None
         if found != job:
@@ -232,7 +232,7 @@ class BlockStore:
                         self._path(k).unlink()
                 return None
             start = 4 + int.from_bytes(content[:4], "little")
-            header = json.loads(content[4:start])
+            header = parse_json(content[4:start])
             if any(header.get(name) != value for name, value in self._identity(k).items()):
                 return None
             known = self._seen[k] = (signature, header, _DIGEST + start)

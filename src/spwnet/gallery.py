@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from spwnet.errors import InputError, RunError
 from spwnet.images import label_image, open_images
 from spwnet.outputs import MOST_JPEG, write_labels, write_picture
-from spwnet.storage import prepare_folder, write_json
+from spwnet.storage import parse_json, prepare_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,13 +197,13 @@ def read_gallery(folder: Path) -> Gallery:
     """
     path = folder / "gallery.json"
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = parse_json(path.read_text(encoding="utf-8"))
         version = described["format"]
     except FileNotFoundError:
         raise RunError(
             f"expected what the run shows of its training images at {folder}, but there is none; train the run again"
         ) from None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(f"expected a readable {path}, but: {error!r}; train the run again") from error
     if not isinstance(version, int) or version > FORMAT:
         raise RunError(f"expected a gallery of format {FORMAT} at {path}, but got {version!r}; update spwnet")

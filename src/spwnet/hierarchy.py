@@ -16,7 +16,7 @@ import numpy as np
 
 from spwnet.errors import InputError, SettingsError
 from spwnet.sources import MOST_PIXELS
-from spwnet.storage import atomic_write
+from spwnet.storage import atomic_write, parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -197,8 +197,8 @@ class RegionHierarchy:
         path = Path(path)
         arrays = _read_arrays(path)
         try:
-            info = dict(json.loads(arrays["description"].tobytes().decode()))
-        except (ValueError, TypeError, RecursionError) as error:
+            info = dict(parse_json(arrays["description"].tobytes().decode()))
+        except (ValueError, TypeError) as error:
             raise InputError(f"expected a description in {path}, but: {error}; make it again") from error
         version = info.pop("format", None)
         if not isinstance(version, int) or version > HIERARCHY_FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
 from spwnet.results import VIDEOS, class_table, is_plain
 from spwnet.segmenting import VIDEO
+from spwnet.storage import parse_json
 from spwnet.volumereport import write_results
 from spwnet.volumes import open_volume
 
@@ -151,8 +151,8 @@ def _remove_earlier(folder: Path) -> None:
     if not file.exists():
         return
     try:
-        names = set(json.loads(file.read_text(encoding="utf-8")).get("images", {}))
-    except (ValueError, TypeError, AttributeError, RecursionError):  # it is damaged, and to be replaced
+        names = set(parse_json(file.read_text(encoding="utf-8")).get("images", {}))
+    except (ValueError, TypeError, AttributeError):  # it is damaged, and to be replaced
         names = set()
     # First, so that a cut that fails half-way does not pass for a complete one.
     file.unlink()
@@ -168,7 +168,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.int
     """Read and check the summary of a segmentation; return it with the parents of its classes."""
     file = folder / "segmentation.json"
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = parse_json(file.read_text(encoding="utf-8"))
         complete, suffix = summary["complete"], summary["suffix"]
         # None where classes were named, or are those of the network
         described = {"parents": []} if summary["tree"] is None else summary["tree"]
@@ -183,7 +183,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.int
             _ = summary["volume"]["spacing"], summary["volume"]["unit"]
     except FileNotFoundError:
         raise InputError(f"expected a segmentation with a segmentation.json at {folder}, but there is none") from None
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(
             f"expected a segmentation with a tree of classes in {file}, but: {error!r}; segment by codebook first"
         ) from error

@@ -18,7 +18,15 @@ from spwnet.classes import Legend, hexadecimal, legend
 from spwnet.errors import InputError, OutputError
 from spwnet.outputs import overlay, provenance, write_labels, write_picture
 from spwnet.steadying import Before
-from spwnet.storage import append_line, atomic_write, prepare_folder, read_lines, readable_errors, write_json
+from spwnet.storage import (
+    append_line,
+    atomic_write,
+    parse_json,
+    prepare_folder,
+    read_lines,
+    readable_errors,
+    write_json,
+)
 from spwnet.videowriting import PART, VideoParts
 
 if TYPE_CHECKING:
@@ -237,7 +245,7 @@ class Results:
 
     def _read_summary(self) -> dict[str, Any]:
         with _readable(self.summary):
-            return dict(json.loads(self.summary.read_text(encoding="utf-8")))
+            return dict(parse_json(self.summary.read_text(encoding="utf-8")))
 
     def _written(self) -> dict[str, dict[str, Any]]:
         """Images written so far, {name: {"sha256": of the image, "areas": {class: pixels}}}."""
@@ -388,7 +396,7 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn what is wrong with a file that may be anybody's into an error for people."""
     try:
         yield
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"expected a readable {path} to go on from, but: {error!r}; use `--overwrite`") from error

@@ -39,7 +39,7 @@ from spwnet.errors import RunError, SettingsError, SpwnetError
 from spwnet.model import WNet
 from spwnet.naming import ClassMap, read_classes
 from spwnet.preparation import Normalisation
-from spwnet.storage import LOCK, append_line, atomic_write, claimed, prepare_folder, read_lines, write_json
+from spwnet.storage import LOCK, append_line, atomic_write, claimed, parse_json, prepare_folder, read_lines, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -309,12 +309,12 @@ class Run:
             If it is missing, damaged, or of another format.
         """
         try:
-            info = json.loads(self.description.read_text(encoding="utf-8"))
+            info = parse_json(self.description.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(
                 f"expected a run directory with a run.json at {self.folder}, but there is none; train one first"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"expected a readable {self.description}, but: {error}") from error
         if not isinstance(info, dict) or not isinstance(info.get("format"), int):
             raise RunError(f"expected a description of a run in {self.description}, but it has no format number")

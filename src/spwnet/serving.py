@@ -22,6 +22,7 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 
 from spwnet.errors import SettingsError, SpwnetError
+from spwnet.storage import parse_json
 
 if TYPE_CHECKING:
     import socket
@@ -312,8 +313,8 @@ class _Handler(BaseHTTPRequestHandler):
         text = self.rfile.read(length)
         self.has_read_body = True
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+            value = parse_json(text)
+        except ValueError:
             value = None
         if not isinstance(value, dict):
             raise _Refused(HTTPStatus.BAD_REQUEST, "expected a JSON object")

@@ -268,7 +268,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(dict(json.loads(line)))
+            records.append(dict(parse_json(line)))
         except (ValueError, TypeError) as error:
             if number < len(lines):
                 raise OutputError(
@@ -280,6 +280,20 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
         # Whole but for its end: the next record would go on in the same line.
         atomic_write(path, b"".join([*lines, b"\n"]))
     return records
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON that may come from strangers.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _temporary(folder: Path) -> Path:

@@ -29,6 +29,7 @@ from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.images import fingerprint
 from spwnet.packages import optional_package
 from spwnet.runs import TrainedModel, load
+from spwnet.storage import parse_json
 from spwnet.surfaces import mesh
 from spwnet.training import Progress, stoppable
 from spwnet.volumereport import orthogonal, summarise, write_results
@@ -363,7 +364,7 @@ def _described(
 def _finished(folder: Path, target: Path, key: str) -> dict[str, Any] | None:
     """Summary of a job that is finished, if it is this one."""
     try:
-        before = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        before = parse_json((folder / SUMMARY).read_text(encoding="utf-8"))
         same = before["job"] == key
         summary: dict[str, Any] = before["summary"]
     except (OSError, ValueError, LookupError, TypeError):

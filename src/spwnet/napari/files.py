@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from spwnet.lazylabels import PlaneArray
 from spwnet.napari.inputs import LayerLabels, common_spacing
 from spwnet.napari.logic import METADATA, OPACITY, colours_of, features_of
 from spwnet.samples import SLICE_SPACING, sample
+from spwnet.storage import parse_json
 from spwnet.volumes import open_volume
 from spwnet.volumewriting import SUFFIXES, write_volume
 
@@ -70,7 +70,7 @@ def read_segmentation(path: str | Path) -> list[LayerData]:
     """
     file = Path(path)
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = parse_json(file.read_text(encoding="utf-8"))
         suffix, solid = str(summary["suffix"]), "volume" in summary
         known = SUFFIXES if solid else IMAGE_SUFFIXES
         if suffix.lower() not in known:
@@ -80,7 +80,7 @@ def read_segmentation(path: str | Path) -> list[LayerData]:
         entries = LabelSettings.model_validate(summary["labels"]).named or [
             NamedClass(id=k, name=f"class {k}", members=(k,)) for k in range(n_classes)
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"expected the segmentation.json of a finished segmentation at {file}, but: {error}; segment once more"
         ) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import signal
+import subprocess
+import sys
 from collections import deque
 from contextlib import nullcontext, suppress
 from importlib import import_module
@@ -14,6 +16,7 @@ import numpy as np
 
 from spwnet.errors import InputError
 from spwnet.packages import optional_package
+from spwnet.storage import parse_json
 from spwnet.volumefiles.choosing import MOST_NODES, is_plausible, listed, only_volume
 from spwnet.volumefiles.stored import Stored, by_chunks, guess_axes, reason_of
 
@@ -23,6 +26,44 @@ if TYPE_CHECKING:
     from spwnet.volumefiles.stored import Steps
 
 logger = logging.getLogger(__name__)
+
+MOST_SECONDS = 5
+"""Of a processor, for finding a dataset: thousands of them take less than one."""
+PROBE = """
+import resource, sys
+from pathlib import Path
+seconds = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+from spwnet.volumefiles.hdf5 import open_hdf5
+open_hdf5(Path(sys.argv[2]), sys.argv[3] or None)
+"""
+
+
+def check_ends(path: Path, dataset: str | None = None) -> None:
+    """Open a file in a process of its own first: on damaged ones the HDF5 library may loop for ever, or crash.
+
+    It does so in C, where neither a time limit nor Ctrl-C reaches it. What else is wrong with the file, opening tells.
+
+    Parameters
+    ----------
+    path, dataset
+        As in `open_hdf5`.
+
+    Raises
+    ------
+    InputError
+        If that process used `MOST_SECONDS` of a processor, or crashed.
+    """
+    # Without -P, modules of the working directory would come before those that are installed.
+    command = [sys.executable, "-P", "-c", PROBE, str(MOST_SECONDS), str(path), dataset or ""]
+    probe = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if probe.returncode < 0:
+        what = "does not come to an end of it" if probe.returncode == -signal.SIGXCPU else "crashes on it"
+        raise InputError(
+            f"expected a readable HDF5 file, but the HDF5 library {what}: it is damaged; copy it again, or rescue what "
+            "is in it by `h5dump` or `h5repack`"
+        )
 
 
 def open_hdf5(path: Path, dataset: str | None = None) -> Stored:
@@ -51,7 +92,7 @@ def describe_hdf5(dataset: Any, group: Any, at: str) -> Stored:
     _check_filters(dataset)
     axes, steps = _nexus_axes(group, dataset)
     with suppress(KeyError, TypeError, ValueError):
-        tags = "".join(tag["key"] for tag in json.loads(_text(dataset.attrs["axistags"]))["axes"]).upper()
+        tags = "".join(tag["key"] for tag in parse_json(_text(dataset.attrs["axistags"]))["axes"]).upper()
         # those of another dataset, which are copied along sometimes, say nothing
         axes = tags if len(tags) == dataset.ndim else axes
     with suppress(KeyError, TypeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import operator
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from spwnet.errors import InputError
 from spwnet.images import SUFFIXES, find_paths
 from spwnet.stacks import PICTURES, TIFFS
 from spwnet.volumefiles.arrays import open_npy, open_raw
-from spwnet.volumefiles.hdf5 import open_hdf5
+from spwnet.volumefiles.hdf5 import check_ends, open_hdf5
 from spwnet.volumefiles.medical import open_mrc, open_nifti
 from spwnet.volumefiles.tiff import open_tiff
 from spwnet.volumefiles.zarr import open_zarr
@@ -153,6 +154,8 @@ def choose_reader(
         inner = "/".join([*path.relative_to(root).parts, *([dataset.strip("/")] if dataset else [])])
         path, origin, opener = root, str(root), partial(open_zarr, root.absolute(), inner, level)
     elif kind in HDF5:
+        if os.name == "posix":  # elsewhere no limit of a processor's time can be set
+            check_ends(place, dataset)
         opener = partial(open_hdf5, place, dataset)
     elif kind in NIFTI:
         opener = partial(open_nifti, place)
