@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench quality torture docs clean
+.PHONY: demo test check panel format bench quality torture docs clean
 
 demo: $(READY)
 	$(BIN)/spwnet demo --out spwnet-demo --overwrite
@@ -18,6 +18,11 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --cov --cov-fail-under=95
+
+# The napari plugin's panel: its tests are skipped where there is no Qt.
+panel: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt 'napari[pyside6]'
+	$(BIN)/pytest tests/test_napari_widgets.py
 
 format: $(READY)
 	$(BIN)/ruff format .
