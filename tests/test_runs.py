@@ -154,9 +154,11 @@ def test_create_refuses_what_is_there_and_overwrite_clears_only_its_own_files(ru
         run.create()
     foreign = run.folder / "notes.txt"
     foreign.write_text("mine")
+    run.report.write_text("of the earlier model")
     run.create(overwrite=True)
     assert foreign.read_text() == "mine"
     assert not run.weights.exists()
+    assert not run.report.exists()
     assert not list(run.previews.iterdir())
 
 

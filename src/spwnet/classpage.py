@@ -345,7 +345,7 @@ def report(run: str | Path, output: str | Path | None = None, *, overwrite: bool
     OutputError
         If the file is there already, is not named .html or .htm, or cannot be written.
     """
-    path = Path(run) / "report.html" if output is None else Path(output)
+    path = Run(run).report if output is None else Path(output)
     if path.exists() and not overwrite:
         raise OutputError(
             f"expected a new file for the report, but {path} is there already; choose another one, or pass "

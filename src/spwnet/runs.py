@@ -256,6 +256,7 @@ class Run:
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.previews = self.folder / "previews"
         self.gallery = self.folder / "gallery"
+        self.report = self.folder / "report.html"
         self.classes = self.folder / "classes.toml"
         self.earlier_classes = self.folder / "classes.jsonl"
 
@@ -283,6 +284,7 @@ class Run:
             # Of another model, whose classes mean something else.
             self.classes,
             self.earlier_classes,
+            self.report,
             *self.previews.glob("step_*.png"),
         ]
         for file in stale:
