@@ -463,10 +463,3 @@ def test_no_public_name_is_hidden_by_a_module_of_its_name():
     """A module that is imported becomes an attribute of the package, in place of the function of its name."""
     names = {path.stem for path in Path(spwnet.__file__).parent.glob("*.py")}
     assert not names & set(spwnet.__all__)
-
-
-def test_public_names():
-    assert dir(spwnet) == sorted(spwnet.__all__)
-    assert all(getattr(spwnet, name) is not None for name in spwnet.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = spwnet.nothing

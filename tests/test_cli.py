@@ -409,7 +409,6 @@ def test_durations(seconds, text):
 
 
 def test_a_training_can_be_watched(folder, tmp_path, capsys):
-    pytest.importorskip("tensorboard")
     shown = ["--view", "--no-browser", "--tensorboard", tmp_path / "board"]
     arguments = ["train", folder, "--run", tmp_path / "run", *FLAGS, *shown]
     assert cli.main([str(a) for a in arguments]) == 0
