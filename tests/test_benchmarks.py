@@ -1,4 +1,4 @@
-"""The quality benchmark, on tiny sets in the layout of the real ones."""
+"""Every benchmark on tiny inputs, sets in the layout of the real ones, and that faults are noticed."""
 
 from __future__ import annotations
 
