@@ -18,7 +18,8 @@ TIMEOUT = 20_000
 @contextmanager
 def open_browser():
     """A headless Chromium; the test is skipped where there is none."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    from playwright import sync_api as api
+
     executable = next((path for name in NAMES if (path := shutil.which(name))), None)
     if executable is None:
         pytest.skip(f"there is no browser: none of {', '.join(NAMES)}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 
 import hypothesis
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from spwnet import open_volume, train
 from spwnet.config import make_settings
+from spwnet.runs import Run
 
 # One busy machine must not fail a property that holds.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -105,6 +107,20 @@ def folder(tmp_path, pictures):
     for number, image in enumerate(pictures, start=1):
         Image.fromarray(image).save(path / f"frame_{number:02d}.png")
     return path
+
+
+@pytest.fixture(scope="session")
+def one_step(tmp_path_factory):
+    """A run of one step on one picture; see `run`."""
+    folder = tmp_path_factory.mktemp("one_step") / "run"
+    train([picture(0)], folder, settings=make_settings(overrides={**TINY, "training": {"epochs": 1, "batches": 1}}))
+    return folder
+
+
+@pytest.fixture
+def run(one_step, tmp_path):
+    """A copy of that run, to be changed."""
+    return Run(shutil.copytree(one_step, tmp_path / "run"))
 
 
 def phantom(shape=(30, 28, 26), channels=1, seed=0):

@@ -589,13 +589,6 @@ def test_no_public_name_is_hidden_by_a_module_of_its_name():
     assert not names & set(spwnet.__all__)
 
 
-def test_public_names():
-    assert dir(spwnet) == sorted(spwnet.__all__)
-    assert all(getattr(spwnet, name) is not None for name in spwnet.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = spwnet.nothing
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,4 +1,4 @@
-"""The quality benchmark, on tiny sets in the layout of the real ones."""
+"""Every benchmark on tiny inputs, sets in the layout of the real ones, and that faults are noticed."""
 
 from __future__ import annotations
 
@@ -403,7 +403,6 @@ def test_a_step_as_published(here, monkeypatch, capsys, tmp_path):
 
 
 def test_videos_are_looped_with_even_times(tmp_path):
-    pytest.importorskip("av")
     video.write_video(tmp_path / "one.mp4", [scene(k)[0] for k in range(5)])
     video.loop_video(tmp_path / "one.mp4", tmp_path / "more.mp4", 3)
     times = video.seconds_of(tmp_path / "more.mp4")
@@ -413,7 +412,6 @@ def test_videos_are_looped_with_even_times(tmp_path):
 
 
 def test_a_video_and_its_loop_are_measured(here, monkeypatch, capsys, tmp_path, tiny):
-    pytest.importorskip("av")
     for name in ("images", "published_labels"):
         (tmp_path / "cheetah" / name).mkdir(parents=True)
     for k in range(3):
@@ -643,7 +641,6 @@ def test_writes_fail_as_a_full_disk_does(tmp_path, fault, status):
 
 
 def test_memory_and_files_are_watched(monkeypatch, capsys):
-    pytest.importorskip("av")
     monkeypatch.setattr(endurance, "EVERY", 2)
     monkeypatch.setattr(endurance, "MOST_GROWTH", 10.0)
     endurance.main(12, warm=4)

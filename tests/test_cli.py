@@ -114,6 +114,9 @@ def test_cleaning_by_flags(folder, tmp_path, capsys):
     assert summary["labels"]["merge"] == [[0, 1], [2, 3]]
     error = fail(capsys, "segment", tmp_path / "run", folder, "--out", tmp_path / "x", "--merge", "0,77")
     assert "class ids below 4" in error
+    for wrong in ("0,ground", "all", "0s", "0:2", "0,-1", ""):
+        error = fail(capsys, "segment", tmp_path / "run", folder, "--out", tmp_path / "x", f"--merge={wrong}")
+        assert f'expected class ids like "0,1,3" for --merge, but got {wrong!r}' in error
 
 
 def test_settings_from_a_file_and_flags_over_it(folder, tmp_path, capsys):
@@ -182,7 +185,8 @@ def test_evaluate(tmp_path, capsys):
     assert "mean_iou                     1.0000" in out
     assert "iou 1" in out
     assert json.loads(succeed(capsys, *arguments, "--json"))["mean_iou"] == 1
-    assert "but got 'all'" in fail(capsys, *arguments[:4], "all")
+    for word in ("all", "auto"):
+        assert f"expected frame numbers for --naming, but got '{word}'" in fail(capsys, *arguments[:4], word)
 
 
 def test_info_lists_every_setting_and_the_versions(capsys):
@@ -415,7 +419,6 @@ def test_durations(seconds, text):
 
 
 def test_a_training_can_be_watched(folder, tmp_path, capsys):
-    pytest.importorskip("tensorboard")
     shown = ["--view", "--no-browser", "--tensorboard", tmp_path / "board"]
     arguments = ["train", folder, "--run", tmp_path / "run", *FLAGS, *shown]
     assert cli.main([str(a) for a in arguments]) == 0

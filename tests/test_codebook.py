@@ -39,7 +39,7 @@ def test_as_good_as_scikit_learn_on_overlapping_points():
     assert ours < 1.02 * theirs
 
 
-def test_each_block_has_its_weight_whatever_its_size_and_units():
+def test_each_kind_has_its_weight_whatever_its_size_and_units():
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(5, 100, (500, 8)), rng.normal(0, 0.01, (500, 2))], axis=1).astype(np.float32)
     book = fit_codebook([Descriptors(points)], [(8, 1.0), (2, 0.5)], 4)
@@ -48,7 +48,7 @@ def test_each_block_has_its_weight_whatever_its_size_and_units():
     assert scaled[:, 8:].var(0).sum() == pytest.approx(0.25, rel=1e-3)
 
 
-def test_the_seed_decides_and_a_block_without_spread_is_left_alone():
+def test_the_seed_decides_and_a_kind_without_spread_is_left_alone():
     points, truth = clouds()
     points[:, 4] = 7
     a, b = (fit_codebook([Descriptors(points)], [(4, 1.0), (1, 1.0)], 4, seed) for seed in (1, 1))

@@ -37,6 +37,21 @@ def test_averaging_leaves_its_input_as_it_was():
     assert torch.equal(image, torch.ones((1, 1, 6, 6)))
 
 
+@pytest.mark.parametrize("shape", [(40, 52), (12, 16, 20)])
+@pytest.mark.parametrize("sigma", [1.0, 2.0, 3.5])
+def test_gaussian_equals_scipy(shape, sigma):
+    image = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
+    expected = gaussian_filter(image, (0, *[sigma] * len(shape)), truncate=3, mode="reflect")
+    np.testing.assert_allclose(gaussian(torch.from_numpy(image), sigma).numpy(), expected, atol=1e-5)
+
+
+def test_wide_gaussians_on_a_smaller_image_are_close():
+    image = gaussian_filter(np.random.default_rng(0).random((1, 120, 160)).astype(np.float32), (0, 3, 3))
+    expected = gaussian_filter(image, (0, 16, 16))
+    found = gaussian(torch.from_numpy(image), 16).numpy()
+    assert np.abs(found - expected).max() < 0.1 * image.std()
+
+
 @pytest.mark.parametrize("sigmas", [(1.0, 2.0, 0.5), (0.0, 3.0, 1.0), (5.0, 1.0, 0.1)])
 def test_a_width_for_each_axis_equals_scipy(sigmas):
     image = np.random.default_rng(0).random((2, 12, 16, 20)).astype(np.float32)

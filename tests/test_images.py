@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import tifffile
 from hypothesis import given
@@ -775,7 +776,6 @@ def test_fingerprint(tmp_path):
 
 
 def test_files_are_closed(tmp_path):
-    psutil = pytest.importorskip("psutil")
     tifffile.imwrite(tmp_path / "a.tif", noise(4, 20, 30), compression="zlib", photometric="minisblack")
     source = open_images(tmp_path / "a.tif")
     source[0]

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import tomllib
 
+import dask.array as da
 import numpy as np
 import pytest
 import tifffile
-
-pytest.importorskip("napari")
-da = pytest.importorskip("dask.array")
 
 import spwnet
 from spwnet import lazylabels

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-pytest.importorskip("napari")
 qtpy = pytest.importorskip("qtpy", reason="needs a Qt binding", exc_type=Exception)
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 QtWidgets = pytest.importorskip("qtpy.QtWidgets", reason="needs a Qt binding", exc_type=Exception)

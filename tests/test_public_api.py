@@ -139,8 +139,12 @@ def test_nothing_public_changes_unwittingly(name):
 
 
 def test_public_names_are_there():
-    assert set(dir(spwnet)) == set(spwnet.__all__) == set(spwnet._HOME)
+    assert dir(spwnet) == sorted(spwnet.__all__)
+    assert set(spwnet.__all__) == set(spwnet._HOME)
     assert len(set(spwnet.__all__)) == len(spwnet.__all__)
+    assert all(getattr(spwnet, name) is not None for name in spwnet.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = spwnet.nothing
 
 
 FUNCTIONS = sorted(name for name in spwnet.__all__ if inspect.isfunction(getattr(spwnet, name)))

@@ -51,12 +51,12 @@ def test_recutting_equals_segmenting_again(model, segmented, folder, tmp_path):
 
 
 def test_classes_that_are_left_keep_their_ids(segmented, tmp_path):
-    nine = read(segmented)
+    before = read(segmented)
     for k in (8, 3, 1):
         spwnet.recut(segmented, tmp_path / str(k), classes=k)
         for name, cut in read(tmp_path / str(k)).items():
-            stays = nine[name] < k
-            np.testing.assert_array_equal(cut[stays], nine[name][stays])
+            stays = before[name] < k
+            np.testing.assert_array_equal(cut[stays], before[name][stays])
             assert cut.max() < k
 
 
@@ -120,7 +120,7 @@ def test_a_volume_is_cut_slice_by_slice(suffix, tmp_path):
     volume = spwnet.open_volume(rng.integers(0, 200, (12, 24, 20)).astype(np.uint8), spacing=(2, 1, 1))
     settings = make_settings("instant", overrides={"codebook.finest": 8, "volumes.size": 8})
     solid = spwnet.train(volume, settings=settings)
-    nine = spwnet.segment_volume(
+    found = spwnet.segment_volume(
         solid, volume, tmp_path / "all", labels=settings.labels.model_copy(update={"classes": 8}), suffix=suffix
     )
     spwnet.recut(tmp_path / "all", tmp_path / "three", classes=3)
@@ -137,7 +137,7 @@ def test_a_volume_is_cut_slice_by_slice(suffix, tmp_path):
     assert set(described["summary"]["classes"]) <= {"0", "1", "2"}
     assert sum(one["voxels"] for one in described["summary"]["classes"].values()) == 12 * 24 * 20
     assert (tmp_path / "three" / "fractions.csv").exists()
-    assert nine.path is not None
+    assert found.path is not None
     with pytest.raises(SettingsError, match="expected 1 to 8 classes"):
         spwnet.recut(tmp_path / "all", tmp_path / "more", classes=9)
 

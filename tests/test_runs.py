@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 
 import numpy as np
@@ -13,23 +12,6 @@ import spwnet
 from spwnet.config import LabelSettings
 from spwnet.errors import OutputError, RunError, SettingsError
 from spwnet.runs import RUN_FORMAT, Run, make_network
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    from spwnet.config import make_settings
-    from tests.conftest import TINY, picture
-
-    folder = tmp_path_factory.mktemp("run") / "run"
-    settings = make_settings(overrides={**TINY, "training": {"epochs": 1, "batches": 1}})
-    spwnet.train([picture(0)], folder, settings=settings)
-    return folder
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
-    return Run(tmp_path / "run")
 
 
 def edit(run, **changes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,7 @@ from spwnet.config import make_settings
 from spwnet.errors import RunError, SettingsError
 from spwnet.gallery import read_gallery
 from spwnet.naming import read_classes
-from spwnet.runs import Run
-from tests.conftest import TINY, picture
+from tests.conftest import picture
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,18 +28,6 @@ def test_each_threat_has_its_test():
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| threat", "| ---"))]
     assert all("test_" in row for row in rows)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    run = tmp_path_factory.mktemp("strange") / "run"
-    spwnet.train([picture(0)], run, settings=make_settings(overrides=TINY))
-    return run
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    return Run(shutil.copytree(trained, tmp_path / "run"))
 
 
 def change(path, edit):

@@ -13,11 +13,7 @@ from spwnet.errors import OutputError
 from spwnet.surfaces import mesh
 
 SHAPE = (9, 11, 13)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("_no_waiting_for_the_disk")
 
 
 def labels(shape=SHAPE, n_classes=5, seed=0):

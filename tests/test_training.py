@@ -99,7 +99,7 @@ def test_images_of_different_sizes_weigh_alike():
     assert total(batch) == pytest.approx(total(batch[:1]) + total(batch[1:]), rel=1e-4)
 
 
-def test_the_seed_decides(tmp_path):
+def test_the_seed_decides():
     runs = []
     for seed in (3, 3, 4):
         settings = settings_with(seed=seed, losses__patches=1, patches__sides=[16])

@@ -15,7 +15,7 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Two variations, both without training."""
+    """Three variations, all without training; the last is the preset's own."""
     monkeypatch.setattr(tuning, "VARIATIONS", ({}, {"superpixels.size": 40.0}, {"codebook.evidence": "handmade"}))
     return make_settings("instant", overrides=TINY)
 

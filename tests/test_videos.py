@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -26,12 +27,10 @@ from spwnet.videos import KEPT, VideoSource, frame_at
 if TYPE_CHECKING:
     from pathlib import Path
 
-av = pytest.importorskip("av")
-
 HEIGHT, WIDTH = 48, 64
 
 
-def picture(number: int) -> np.ndarray:
+def numbered(number: int) -> np.ndarray:
     """A frame of which the number can be read after lossy coding: its 8 bits above, something that moves below."""
     grey = np.zeros((HEIGHT, WIDTH), np.uint8)
     for bit in range(8):
@@ -88,7 +87,7 @@ def film(path: Path, codec: str, stored: str = "yuv420p", count: int = 34, **opt
     """Write numbered pictures with a lossy codec."""
     if codec == "libx265":
         options.setdefault("x265-params", "log-level=none")
-    return write(path, map(picture, range(count)), codec, stored, "rgb24", **options)
+    return write(path, map(numbered, range(count)), codec, stored, "rgb24", **options)
 
 
 X264 = {"bf": "3", "b_strategy": "0", "g": "10", "preset": "veryfast", "qp": "20"}
@@ -468,7 +467,7 @@ def test_floats_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_pixels_are_upright(tmp_path, name, degrees, flips):
-    frames = [np.roll(picture(k), 9, axis=0) for k in range(2)]
+    frames = [np.roll(numbered(k), 9, axis=0) for k in range(2)]
     options = {"codec": "libx264", "stored": "yuv420p", "given": "rgb24", "qp": "10"}
     plain = VideoSource(write(tmp_path / f"plain_{name}", frames, **options))[1].pixels
     source = VideoSource(write(tmp_path / name, frames, rotation=(degrees, *flips), **options))
@@ -505,7 +504,7 @@ def jpegs(path: Path, pictures, exif: PIL.Image.Exif | None = None) -> Path:
 def test_jpegs_that_say_how_they_were_held_are_upright(tmp_path):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turn by 90° clockwise
-    source = VideoSource(jpegs(tmp_path / "a.avi", map(picture, range(3)), exif))
+    source = VideoSource(jpegs(tmp_path / "a.avi", map(numbered, range(3)), exif))
     assert source.shape == (WIDTH, HEIGHT)
     assert number_in(np.rot90(source[2].pixels)) == 2
 
@@ -693,8 +692,8 @@ def test_other_files_that_are_cut_off_are_doubted(tmp_path, name, said, caplog):
 
 
 def test_frames_of_another_size_are_errors(tmp_path):
-    small = picture(3)[:32, :40]
-    source = VideoSource(jpegs(tmp_path / "a.avi", [picture(0), picture(1), small, picture(3)]))
+    small = numbered(3)[:32, :40]
+    source = VideoSource(jpegs(tmp_path / "a.avi", [numbered(0), numbered(1), small, numbered(3)]))
     assert number_in(source[1].pixels) == 1
     with pytest.raises(
         InputError, match=r"frame 2 of '.*a\.avi'.*the first is 64×48.*and this one 40×32.*cut the video"
@@ -704,7 +703,7 @@ def test_frames_of_another_size_are_errors(tmp_path):
 
 
 def test_frames_of_another_kind_are_errors(tmp_path):
-    source = VideoSource(jpegs(tmp_path / "a.avi", [picture(0), picture(1)[..., 0], picture(2)]))
+    source = VideoSource(jpegs(tmp_path / "a.avi", [numbered(0), numbered(1)[..., 0], numbered(2)]))
     with pytest.raises(InputError, match=r"the first is 64×48 .*rgb24, and this one 64×48 .*gray; cut"):
         source[1]
     assert number_in(source[2].pixels) == 2

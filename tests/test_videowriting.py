@@ -8,6 +8,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +17,6 @@ from hypothesis import strategies as st
 from spwnet.errors import OutputError
 from spwnet.videowriting import PART, VideoParts, join
 from tests.conftest import failing, files_in, posix
-
-av = pytest.importorskip("av")
 
 SIZE = (43, 61)
 BASE = Fraction(1, 30000)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 
 import numpy as np
 import pytest
@@ -15,11 +14,7 @@ from spwnet.errors import OutputError
 from spwnet.volumereport import figure, orthogonal, summarise, write_curves
 
 SHAPE = (9, 11, 13)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("_no_waiting_for_the_disk")
 
 
 def labels(shape=SHAPE, n_classes=5, seed=0):

@@ -11,6 +11,7 @@ import time
 from importlib import metadata
 from types import SimpleNamespace
 
+import distributed
 import h5py
 import numpy as np
 import psutil
@@ -535,7 +536,6 @@ def test_a_model_of_a_volume_refuses_images(solid_model, pictures):
 
 @posix
 def test_worker_processes_equal_threads_though_one_is_killed(solid_model, tmp_path):
-    pytest.importorskip("distributed")
     volume = open_volume(phantom((150, 24, 24)))
     segment_volume(solid_model, volume, tmp_path / "threads", block=12)
     killed = []
@@ -560,7 +560,6 @@ def test_worker_processes_equal_threads_though_one_is_killed(solid_model, tmp_pa
 
 
 def test_a_scheduler_by_its_address(solid_models, volume, tmp_path):
-    distributed = pytest.importorskip("distributed")
     model = solid_models["default", 1]
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp"
@@ -572,7 +571,6 @@ def test_a_scheduler_by_its_address(solid_models, volume, tmp_path):
 
 
 def test_what_is_lost_with_the_last_worker_is_given_out_again(solid_model, volume, expected, tmp_path, caplog):
-    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp"
     ) as cluster:
@@ -593,7 +591,6 @@ def test_what_is_lost_with_the_last_worker_is_given_out_again(solid_model, volum
 
 
 def test_workers_that_come_later_are_waited_for(solid_model, volume, expected, tmp_path, monkeypatch, caplog):
-    distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(volumesegmenting, "CONNECT_SECONDS", 1)
     with distributed.LocalCluster(
         n_workers=0, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp"
@@ -608,7 +605,6 @@ def test_workers_that_come_later_are_waited_for(solid_model, volume, expected, t
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "process", "http://127.0.0.1:1"])
 def test_a_scheduler_that_is_not_there(solid_model, volume, tmp_path, monkeypatch, address):
-    pytest.importorskip("distributed")
     monkeypatch.setattr(volumesegmenting, "CONNECT_SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(SettingsError, match=rf"expected a Dask scheduler at '{address}', but: .*; check the address"):
@@ -618,7 +614,6 @@ def test_a_scheduler_that_is_not_there(solid_model, volume, tmp_path, monkeypatc
 
 
 def test_what_a_worker_cannot_read_is_no_fault_of_the_scheduler(solid_model, tmp_path):
-    distributed = pytest.importorskip("distributed")
     values = phantom((40, 12, 12)).astype(np.float32)
     values[3, 3, 4] = np.inf
     with (

@@ -201,7 +201,6 @@ class TestTiff:
 class TestZarr:
     @pytest.mark.parametrize("version", ["0.4", "0.5"])
     def test_root_labels_and_label_are_valid(self, tmp_path, version):
-        pytest.importorskip("ome_zarr_models")
         import pydantic_zarr
         import zarr
         from ome_zarr_models import open_ome_zarr, v04, v05

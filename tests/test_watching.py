@@ -336,14 +336,14 @@ def test_readers_that_hang_or_leave_never_stop_training(live, pictures, tiny):
 @pytest.fixture
 def notebook():
     """What IPython displays, as (kind of message, data)."""
-    core = pytest.importorskip("IPython.core.interactiveshell", reason="IPython is not installed")
     from IPython.core.displaypub import CapturingDisplayPublisher
+    from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
-    shell = core.InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     shell.display_pub = CapturingDisplayPublisher()
     yield shell.display_pub.outputs
-    core.InteractiveShell.clear_instance()
+    InteractiveShell.clear_instance()
 
 
 def test_a_notebook_shows_plain_html_that_changes_in_place(notebook, pictures, tiny, monkeypatch):
@@ -393,7 +393,6 @@ def test_outside_a_notebook_it_says_so_before_training(monkeypatch):
 
 
 def test_tensorboard_gets_losses_pictures_and_shares(pictures, tiny, tmp_path):
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     losses = []
@@ -427,7 +426,6 @@ def test_without_tensorboard_it_says_so_before_training(monkeypatch, tmp_path):
 
 
 def test_tensorboard_in_a_place_that_cannot_be_written(tmp_path):
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="but a part of this path is a file"):
         TensorBoardView(tmp_path / "file" / "events")
@@ -452,7 +450,6 @@ def test_the_watchers_of_a_command(monkeypatch, tmp_path):
         page.show(shot_of())
         page.show(shot_of())
         assert len(opened) == 1
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     with watchers(view=True, tensorboard=tmp_path, browser=False) as made:
         assert [type(one) for one in made] == [TensorBoardView, LivePage]
     assert len(list(tmp_path.iterdir())) == 1

@@ -26,7 +26,7 @@ def test_network_equals_published_in_both_modes():
             np.testing.assert_allclose(output.numpy(), golden[f"{mode}_{part}"], rtol=1e-5, atol=1e-5)
 
 
-def test_demo_network_has_the_published_number_of_parameters():
+def test_network_of_the_published_preset_has_the_published_number_of_parameters():
     with torch.device("meta"):
         model = WNet(channels=3, classes=32, ch_mul=64, n_blocks=4)
     assert sum(p.numel() for p in model.parameters()) == 19_242_019

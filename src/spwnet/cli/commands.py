@@ -422,7 +422,7 @@ def evaluate(
 
     chosen = read_frames(naming)
     if isinstance(chosen, str):
-        raise SettingsError("expected frame numbers for --naming, but got 'all'; some must be left to score")
+        raise SettingsError(f"expected frame numbers for --naming, but got {naming!r}; some must be left to score")
     result = compare(predicted, truth, naming=chosen, ignore=ignore or ())
     if as_json:
         say(json.dumps(result, indent=2))

@@ -185,6 +185,14 @@ def _value(text: str) -> Any:
         return text
 
 
+def _ids(text: str) -> list[int]:
+    """Read "0,1,3"."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise SettingsError(f'expected class ids like "0,1,3" for --merge, but got {text!r}')
+    return [int(part) for part in parts]
+
+
 def read_label_settings(
     settings: Settings,
     file: Path | None,
@@ -195,7 +203,7 @@ def read_label_settings(
     """Settings of labelling and cleaning: the run's, then a file, single settings and flags over them."""
     from spwnet.config import flat, merged, nested, parse_settings, read_toml
 
-    groups = None if merge is None else [read_frames(group) for group in merge]
+    groups = None if merge is None else [_ids(group) for group in merge]
     flags = {**flags, "merge": groups}
     values = merged(read_toml(file) if file else {}, nested(dict(_assignment(text) for text in sets or ())))
     values = merged(values, {"labels": {name: value for name, value in flags.items() if value is not None}})
