@@ -103,7 +103,7 @@ class Part(torch.nn.Module):
     [
         lambda classifier, image: classifier._perceptual(image),
         lambda _, image: exporting._averaged(image, 2),
-        lambda _, image: exporting._filtered(image, *(exporting._blur(length, 8) for length in image.shape[2:])),
+        lambda _, image: exporting._filtered(image, *(exporting._blur(length, 8, image) for length in image.shape[2:])),
         lambda _, image: torch.cat([exporting._slope(image[:, :1], axis) for axis in (2, 3)], dim=1),
         lambda _, image: exporting._orientation(image),
     ],

@@ -98,7 +98,10 @@ def test_where_images_do_not_fit_patches_of_them_are_trained_on(folder, tmp_path
     memory_is(monkeypatch, 1e12)
     again = spwnet.train(folder, run, settings=settings, frames="all", resume=True)
     assert [image["patch"] for image in again.info["images"]] == [image["patch"] for image in images]
-    for damage, message in (("[[8, 99]", "expected patches within 40×52"), ("[[8]", "expected images with their")):
+    for damage, message in (
+        ("[[8, 99]", "expected patches within 40×52"),
+        ("[[8]", "expected the training images in run.json"),
+    ):
         text = json.dumps({**json.loads(description.read_text()), "finished": False})
         description.write_text(text.replace("[[8, 32]", damage))
         with pytest.raises(RunError, match=message):

@@ -305,10 +305,15 @@ def _places(count: int, like: Tensor) -> Tensor:
     return like.new_ones(count, dtype=torch.int64).cumsum(0) - 1
 
 
+def _floats(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers, or 1 where something is true; of `Tensor.float` exporters keep a check of the device."""
+    return values * like.new_ones(())
+
+
 def _cells(length: int, reduction: int, like: Tensor) -> Tensor:
     """Weights of `length` pixels in each cell of `reduction`, (cells, length), where another tensor is."""
     cells = _places((length + reduction - 1) // reduction, like)[:, None]
-    inside = (_places(length, like) // reduction == cells).float()
+    inside = _floats(_places(length, like) // reduction == cells, like)
     return inside / inside.sum(1, keepdim=True)
 
 
@@ -320,19 +325,19 @@ def _blur(length: int, sigma: float, like: Tensor) -> Tensor:
     """
     places, size = _places(length, like), _places(1, like) + length
     if sigma < REDUCE_FROM:
-        return _mirrored((places[:, None] == places).float(), size, sigma)
+        return _mirrored(_floats(places[:, None] == places, like), size, sigma)
     factor = 2 ** math.floor(math.log2(2 * sigma / REDUCE_FROM))
     # Rounded to the nearest, halves to even, and 1 at least, as by `round`.
     count = ((2 * size + factor - 1 + size // factor % 2) // (2 * factor)).clamp(min=1)
     # Means over what falls together, as by the mode "area".
     wide = places[:, None]
     start, stop = wide * size // count, ((wide + 1) * size + count - 1) // count
-    small = ((places >= start) & (places < stop)).float() / (stop - start).float()
+    small = _floats((places >= start) & (places < stop), like) / (stop - start)
     small = _mirrored(small, count, sigma / factor)
     # Linearly between centres, as by the mode "bilinear".
-    centres = ((wide.float() + 0.5) * count.float() / size.float() - 0.5).clamp(min=0)
-    centres = torch.minimum(centres, count.float() - 1)
-    return (1 - (centres - places.float()).abs()).clamp(min=0) @ small
+    centres = ((wide + 0.5) * count / size - 0.5).clamp(min=0)
+    centres = torch.minimum(centres, _floats(count - 1, like))
+    return (1 - (centres - places).abs()).clamp(min=0) @ small
 
 
 def _mirrored(rows: Tensor, count: Tensor, sigma: float) -> Tensor:
@@ -352,7 +357,7 @@ def _slope(image: Tensor, axis: int) -> Tensor:
     length = image.shape[axis]
     places = _places(length, image)
     after, before = (places + 1).clamp(max=length - 1), (places - 1).clamp(min=0)
-    inside = (after - before == 2).float().view((-1, 1) if axis == 2 else (1, -1))
+    inside = _floats(after - before == 2, image).view((-1, 1) if axis == 2 else (1, -1))
     return (image.index_select(axis, after) - image.index_select(axis, before)) * (inside / 2)
 
 

@@ -145,7 +145,7 @@ def _check_within(sizes: Sequence[tuple[int, int]], patches: Sequence[Sequence[P
             if patch and not all(0 <= part.start < part.stop <= n for part, n in zip(patch, size, strict=True)):
                 raise RunError(
                     f"expected patches within {size[0]}×{size[1]} working pixels in run.json, but got rows and columns "
-                    f"{[(part.start, part.stop) for part in patch]}; use `--overwrite`, or another directory"
+                    f"{[(part.start, part.stop) for part in patch]}; start again by `--overwrite`"
                 )
 
 
@@ -166,7 +166,9 @@ def patches_in(info: dict[str, Any]) -> dict[str, list[Patch | None]]:
                 patch = slice(int(top), int(bottom)), slice(int(left), int(right))
             found.setdefault(image["sha256"], []).append(patch)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"expected images with their patches in run.json, but: {error!r}; use `--overwrite`") from error
+        raise RunError(
+            f"expected the training images in run.json as written, but: {error!r}; start again by `--overwrite`"
+        ) from error
     return found
 
 
