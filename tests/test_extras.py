@@ -98,8 +98,8 @@ def test_what_needs_no_extra_goes_without(said, command):
 
 
 def test_developers_have_every_extra():
-    """But codecs of TIFF that are large, and what only builds the documentation."""
-    for extra in set(EXTRAS) - {"dev", "docs", "tiff"}:
+    """But what only builds the documentation."""
+    for extra in set(EXTRAS) - {"dev", "docs"}:
         assert set(EXTRAS[extra]) <= set(EXTRAS["dev"]), extra
 
 

@@ -613,6 +613,18 @@ def test_a_scheduler_that_is_not_there(solid_model, volume, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scheduler_that_is_lost():
+    from distributed.comm.core import CommClosedError
+
+    with (
+        pytest.raises(
+            OutputError, match="the connection to it was lost: gone; start it again, and go on by"
+        ),
+        volumesegmenting._while_connected("tcp://127.0.0.1:1"),
+    ):
+        raise CommClosedError("gone")
+
+
 def test_what_a_worker_cannot_read_is_no_fault_of_the_scheduler(solid_model, tmp_path):
     values = phantom((40, 12, 12)).astype(np.float32)
     values[3, 3, 4] = np.inf

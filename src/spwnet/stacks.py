@@ -110,7 +110,8 @@ def readable_image(where: str) -> Iterator[None]:
         remedy = "check that the file is complete, or save it again"
         if isinstance(error, OSError) and error.errno is not None:  # from the system, not from a decoder
             remedy = "check that the file is there and that you may read it"
-        if "imagecodecs" in str(error):
+        # tifffile tries Python's own decoders of later versions, too
+        if "imagecodecs" in str(error) or isinstance(error, ImportError):
             remedy = "install that by `pip install 'spwnet[tiff]'`, or save the file uncompressed"
         raise InputError(f"expected a readable image in '{where}', but: {error}; {remedy}") from error
 

@@ -431,7 +431,7 @@ def _on_dask(
     from asyncio import CancelledError
     from concurrent.futures import CancelledError as FutureCancelled
 
-    with _client(scheduler, workers) as client:
+    with _client(scheduler, workers) as client, _while_connected(scheduler):
         from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
@@ -473,6 +473,20 @@ def _make_block(k: int, shared: tuple[TrainedModel, Volume, BlockStore, LabelSet
         with threadpool_limits(1, user_api="blas"):
             store.write(k, predict_part(model, volume, store.regions[k], labels))
     return k
+
+
+@contextmanager
+def _while_connected(scheduler: str) -> Iterator[None]:
+    """Say what to do when the scheduler is lost."""
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except CommClosedError as error:
+        raise OutputError(
+            f"expected the Dask scheduler {scheduler!r} to the end, but the connection to it was lost: {error}; start "
+            "it again, and go on by `--resume`"
+        ) from error
 
 
 @contextmanager

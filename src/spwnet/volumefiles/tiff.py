@@ -118,7 +118,7 @@ def open_tiff(path: Path) -> Stored:
             except Exception as error:  # damaged pages raise anything
                 where = ", ".join(f"{axis} {k}" for axis, k in zip(axes, wanted, strict=False)) or "0"
                 remedy = "save the file again"
-                if "imagecodecs" in str(error):
+                if "imagecodecs" in str(error) or isinstance(error, ImportError):
                     remedy = "install that by `pip install 'spwnet[tiff]'`, or save the file uncompressed"
                 raise InputError(f"expected to decode the page at {where}, but: {error}; {remedy}") from error
             block[place] = page[(0,) * leading] if leading else page
