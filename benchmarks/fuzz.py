@@ -371,8 +371,8 @@ def make_settings_files(folder: Path) -> None:
 
 
 def read_settings(folder: Path, rng: np.random.Generator | None) -> None:
-    from spwnet.config import make_settings
     from spwnet.naming import read_classes
+    from spwnet.presets import make_settings
 
     files = {"settings.toml": lambda path: make_settings("default", path), "classes.toml": read_classes}
     one_by_one([folder / name for name in files], lambda path: files[path.name](path))

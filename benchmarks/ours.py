@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import spwnet
 from spwnet import Settings, TrainedModel, make_settings
-from spwnet.config import merged, nested
 from spwnet.images import label_image, open_images
+from spwnet.presets import merged, nested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,7 +20,7 @@ from benchmarks import regions
 from spwnet import outputs
 from spwnet.classes import clean, palette
 from spwnet.codebook import fit_codebook
-from spwnet.config import Settings, make_settings
+from spwnet.config import Settings
 from spwnet.descriptors import network_input
 from spwnet.devices import arithmetic, convolution_type, memory_format
 from spwnet.filters import interpolated
@@ -29,6 +29,7 @@ from spwnet.images import open_images
 from spwnet.patches import make_schedule
 from spwnet.prediction import describe, oversegment
 from spwnet.preparation import display, measure, prepare, restore
+from spwnet.presets import make_settings
 from spwnet.runs import evidence_kinds, make_network
 from spwnet.steadying import steady
 from spwnet.training import set_up_image, step

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from spwnet import open_volume, train
-from spwnet.config import make_settings
+from spwnet.presets import make_settings
 from spwnet.runs import Run
 
 # One busy machine must not fail a property that holds.

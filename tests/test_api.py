@@ -12,8 +12,8 @@ from PIL import Image
 
 import spwnet
 from spwnet import api
-from spwnet.config import make_settings
 from spwnet.errors import InputError, OutputError, RunError, SettingsError, SpwnetError, Stopped
+from spwnet.presets import make_settings
 from tests.conftest import TINY, picture
 
 

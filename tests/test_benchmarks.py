@@ -37,9 +37,9 @@ from benchmarks import (
     video,
     volumes,
 )
-from spwnet.config import make_settings
 from spwnet.errors import OutputError
 from spwnet.naming import ClassMap
+from spwnet.presets import make_settings
 from spwnet.videos import VideoSource
 
 

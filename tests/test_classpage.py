@@ -19,10 +19,10 @@ import spwnet
 from spwnet import classpage
 from spwnet.classes import clean
 from spwnet.classpage import ClassPage
-from spwnet.config import make_settings
 from spwnet.errors import OutputError, RunError, SettingsError
 from spwnet.gallery import read_gallery
 from spwnet.naming import ClassMap, from_points, read_classes
+from spwnet.presets import make_settings
 from spwnet.runs import Run
 from tests.browser import open_browser, open_page
 from tests.conftest import SOLID, TINY, phantom, picture

@@ -19,7 +19,7 @@ import spwnet
 from spwnet import api, cli
 from spwnet.cli.progress import duration
 from spwnet.cli.reading import read_frames
-from spwnet.config import make_settings, setting_names
+from spwnet.presets import make_settings, setting_names
 from tests.conftest import SOLID, TINY, phantom
 
 FLAGS = ["--set", "images.scale=1.0", "--set", "model={classes=4, ch_mul=4, n_blocks=2}", "--classes", "4"]

@@ -10,9 +10,9 @@ from PIL import Image
 
 import spwnet
 from spwnet import cli
-from spwnet.config import make_settings
 from spwnet.gallery import read_gallery
 from spwnet.naming import read_classes
+from spwnet.presets import make_settings
 from spwnet.runs import Run
 from tests.conftest import TINY
 

@@ -13,7 +13,7 @@ import pytest
 import spwnet
 from spwnet import cli, serving
 from spwnet.cli import pages
-from spwnet.config import make_settings
+from spwnet.presets import make_settings
 from tests.conftest import TINY, posix
 
 

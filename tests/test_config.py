@@ -2,16 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from spwnet.config import (
-    PRESETS,
-    SETTINGS_VERSION,
-    LabelSettings,
-    Settings,
-    make_settings,
-    parse_settings,
-    setting_names,
-)
+from spwnet.config import SETTINGS_VERSION, LabelSettings, Settings
 from spwnet.errors import SettingsError
+from spwnet.presets import PRESETS, make_settings, parse_settings, setting_names
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -17,8 +17,9 @@ import pytest
 
 import spwnet
 from spwnet.cli import app
-from spwnet.config import PRESETS, NamedClass, setting_names
+from spwnet.config import NamedClass
 from spwnet.naming import read_classes
+from spwnet.presets import PRESETS, setting_names
 from spwnet.runs import RUN_FORMAT, Run
 from tests.conftest import phantom
 

@@ -10,13 +10,13 @@ from skimage.color import rgb2lab
 
 import spwnet
 from spwnet import cli, exporting, outputs
-from spwnet.config import make_settings
 from spwnet.descriptors import handmade
 from spwnet.errors import OutputError, SettingsError
 from spwnet.filters import averaged, gaussian
 from spwnet.graph import build_graph
 from spwnet.images import open_images
 from spwnet.prediction import describe, prepare_image
+from spwnet.presets import make_settings
 from tests.conftest import TINY, picture
 
 PUBLISHED = {"images.normalise": "range", "model": {**TINY["model"], "evidence": False, "reduction": 1}}

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import spwnet
-from spwnet import config, gallery, naming
-from spwnet.config import make_settings
+from spwnet import config, gallery, naming, presets
 from spwnet.errors import RunError, SettingsError
+from spwnet.presets import make_settings
 from spwnet.runs import RUN_FORMAT, Run
 from tests.conftest import SOLID, TINY, phantom, picture
 
@@ -70,8 +70,8 @@ def test_a_run_from_before_there_were_galleries(run):
 
 
 def test_a_file_of_settings_is_read_with_all_that_it_says():
-    told = config.flat(tomllib.loads(SETTINGS.read_text(encoding="utf-8")))
-    read = config.flat(make_settings(file=SETTINGS).model_dump(mode="json"))
+    told = presets.flat(tomllib.loads(SETTINGS.read_text(encoding="utf-8")))
+    read = presets.flat(make_settings(file=SETTINGS).model_dump(mode="json"))
     assert {name: read[name] for name in told} == told
 
 

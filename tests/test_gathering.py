@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import spwnet
 from spwnet import devices, gathering, images, prediction, segmenting
-from spwnet.config import make_settings
 from spwnet.errors import RunError, SettingsError
 from spwnet.gallery import read_gallery
 from spwnet.graph import build_graph
 from spwnet.images import open_images
+from spwnet.presets import make_settings
 from spwnet.runs import Run
 from tests.conftest import TINY
 

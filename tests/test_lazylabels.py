@@ -8,9 +8,9 @@ import pytest
 import spwnet
 from spwnet.blocks import make_grid
 from spwnet.classes import clean
-from spwnet.config import make_settings
 from spwnet.errors import InputError, SettingsError
 from spwnet.lazylabels import SLAB, LazyLabels, PlaneArray
+from spwnet.presets import make_settings
 from tests.conftest import TINY, phantom, picture
 
 

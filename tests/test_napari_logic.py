@@ -16,7 +16,7 @@ import tifffile
 import spwnet
 from spwnet import lazylabels
 from spwnet.classes import palette
-from spwnet.config import make_settings
+from spwnet.presets import make_settings
 from spwnet.errors import InputError, OutputError, RunError, SettingsError, Stopped
 from spwnet.previews import Snapshot
 from spwnet.training import Progress

@@ -20,7 +20,7 @@ QtWidgets = pytest.importorskip("qtpy.QtWidgets", reason="needs a Qt binding", e
 
 import spwnet
 from spwnet.classes import palette
-from spwnet.config import make_settings
+from spwnet.presets import make_settings
 from tests.conftest import TINY, phantom, picture
 
 from napari.components import ViewerModel

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spwnet.codebook import Descriptors, coarser, fit_codebook
-from spwnet.config import LabelSettings, make_settings
+from spwnet.config import LabelSettings
 from spwnet.descriptors import handmade, network_input
 from spwnet.errors import InputError
 from spwnet.filters import interpolated
@@ -15,6 +15,7 @@ from spwnet.graph import build_graph
 from spwnet.images import Image, open_images
 from spwnet.prediction import describe, predict, predict_all, prepare_image
 from spwnet.preparation import measure, perceptual, restore
+from spwnet.presets import make_settings
 from spwnet.runs import TrainedModel, evidence_kinds, make_network
 from tests.conftest import TINY, picture
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from spwnet.config import make_settings
 from spwnet.descriptors import network_input
 from spwnet.filters import interpolated
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
+from spwnet.presets import make_settings
 from spwnet.previews import preview, reconstruct, snapshot
 from spwnet.runs import TrainedModel, make_network
 from tests.conftest import TINY, picture

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 import spwnet
 from spwnet.cli import app
-from spwnet.config import PRESETS
+from spwnet.presets import PRESETS
 
 DATA = Path(__file__).parent / "data"
 UPDATE = ".venv/bin/python -m tests.test_public_api"

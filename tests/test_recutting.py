@@ -8,9 +8,9 @@ import pytest
 
 import spwnet
 from spwnet import cli
-from spwnet.config import make_settings
 from spwnet.errors import InputError, OutputError, SettingsError
 from spwnet.images import label_image, open_images
+from spwnet.presets import make_settings
 from tests.conftest import TINY, picture
 
 

@@ -11,10 +11,10 @@ import torch
 
 import spwnet
 from spwnet import runs
-from spwnet.config import make_settings
 from spwnet.errors import RunError, SettingsError
 from spwnet.gallery import read_gallery
 from spwnet.naming import read_classes
+from spwnet.presets import make_settings
 from tests.conftest import picture
 
 ROOT = Path(__file__).parents[1]

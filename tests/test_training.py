@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from spwnet import api, training
-from spwnet.config import make_settings
 from spwnet.descriptors import network_input
 from spwnet.errors import InputError, RunError, SettingsError, Stopped
 from spwnet.graph import build_graph
 from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
+from spwnet.presets import make_settings
 from spwnet.runs import Run, make_network
 from spwnet.training import (
     calibrate,

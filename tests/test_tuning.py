@@ -7,9 +7,9 @@ import pytest
 
 import spwnet
 from spwnet import cli, tuning
-from spwnet.config import make_settings
 from spwnet.errors import OutputError, RunError, SettingsError
 from spwnet.images import open_images
+from spwnet.presets import make_settings
 from tests.conftest import TINY
 
 

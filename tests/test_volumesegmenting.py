@@ -23,8 +23,9 @@ from PIL import Image
 import spwnet
 from spwnet import join_channels, open_volume, segment_volume, volumesegmenting, volumetric, volumewriting
 from spwnet.classes import clean
-from spwnet.config import LabelSettings, make_settings
+from spwnet.config import LabelSettings
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
+from spwnet.presets import make_settings
 from spwnet.volumes import SliceSource
 from spwnet.volumesegmenting import check_options
 from tests.conftest import SOLID, phantom, posix
@@ -617,9 +618,7 @@ def test_a_scheduler_that_is_lost():
     from distributed.comm.core import CommClosedError
 
     with (
-        pytest.raises(
-            OutputError, match="the connection to it was lost: gone; start it again, and go on by"
-        ),
+        pytest.raises(OutputError, match="the connection to it was lost: gone; start it again, and go on by"),
         volumesegmenting._while_connected("tcp://127.0.0.1:1"),
     ):
         raise CommClosedError("gone")

@@ -14,10 +14,10 @@ from PIL import Image
 import spwnet
 from spwnet import api, open_volume, segment_volume, training, volumetraining
 from spwnet.blocks import within
-from spwnet.config import make_settings
 from spwnet.descriptors import kinds
 from spwnet.errors import InputError, OutputError, RunError, SettingsError, Stopped
 from spwnet.gallery import read_gallery
+from spwnet.presets import make_settings
 from spwnet.volumetraining import windows
 from spwnet.volumetric import describe_part, grid_of, see
 from tests.conftest import SOLID, phantom

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from spwnet import open_volume, segment_volume, train, volumetric
 from spwnet.blocks import tiles, widened, within
-from spwnet.config import make_settings
 from spwnet.errors import SettingsError
 from spwnet.graph import build_graph
 from spwnet.model import WNet
+from spwnet.presets import make_settings
 from spwnet.runs import evidence_kinds
 from spwnet.superpixels import Seeds, lattice_slic, relabelled
 from spwnet.volumetric import (

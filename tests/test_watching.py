@@ -20,8 +20,8 @@ from safetensors import safe_open
 
 import spwnet
 from spwnet import previews, training, watching
-from spwnet.config import make_settings
 from spwnet.errors import OutputError, RunError, SettingsError, Stopped
+from spwnet.presets import make_settings
 from spwnet.training import Progress
 from spwnet.watching import Audience, LivePage, NotebookView, TensorBoardView, Watcher, watchers
 from tests.browser import open_browser, open_page

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from spwnet.api import run, train
     from spwnet.classpage import report, view
-    from spwnet.config import PRESETS, LabelSettings, Settings, make_settings
+    from spwnet.config import LabelSettings, Settings
     from spwnet.demonstration import demo
     from spwnet.dividing import recut_regions, regions, regions_of_all
     from spwnet.errors import SpwnetError, Stopped
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spwnet.exporting import ExportReport, export
     from spwnet.hierarchy import RegionHierarchy
     from spwnet.lazylabels import LazyLabels
+    from spwnet.presets import PRESETS, make_settings
     from spwnet.recutting import recut
     from spwnet.runs import TrainedModel, load
     from spwnet.samples import sample
@@ -51,9 +52,9 @@ _HOME = {
     "LazyLabels": "spwnet.lazylabels",
     "RegionHierarchy": "spwnet.hierarchy",
     "Segmentation": "spwnet.segmenting",
-    "PRESETS": "spwnet.config",
+    "PRESETS": "spwnet.presets",
     "Settings": "spwnet.config",
-    "make_settings": "spwnet.config",
+    "make_settings": "spwnet.presets",
     "SpwnetError": "spwnet.errors",
     "Stopped": "spwnet.errors",
     "TrainedModel": "spwnet.runs",

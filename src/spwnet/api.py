@@ -12,7 +12,7 @@ import numpy as np
 from spwnet import outputs, previews, storage
 from spwnet.classes import areas
 from spwnet.codebook import Descriptors, fit_codebook
-from spwnet.config import FRAME_RATE, LabelSettings, Settings, SuperpixelSettings, flat
+from spwnet.config import FRAME_RATE, LabelSettings, Settings, SuperpixelSettings
 from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, pick_device
 from spwnet.errors import RunError, SettingsError, Stopped
@@ -22,6 +22,7 @@ from spwnet.graph import build_graph
 from spwnet.images import check_same_channels, fingerprint, open_images
 from spwnet.prediction import describe, oversegment, predict
 from spwnet.preparation import measure, to_display, to_unit
+from spwnet.presets import flat
 from spwnet.runs import Run, TrainedModel, evidence_kinds, load, make_network
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
 from spwnet.segmenting import Segmentation, check_output, segment

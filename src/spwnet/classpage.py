@@ -14,10 +14,11 @@ import numpy as np
 
 from spwnet.charting import History
 from spwnet.classes import clean, hexadecimal, legend, palette
-from spwnet.config import LabelSettings, Settings, flat
+from spwnet.config import LabelSettings, Settings
 from spwnet.errors import OutputError, RunError
 from spwnet.gallery import NEVER, read_gallery
 from spwnet.outputs import data_uri, overlay
+from spwnet.presets import flat
 from spwnet.runs import Run
 from spwnet.serving import Page, Server
 from spwnet.storage import atomic_write

@@ -1,16 +1,12 @@
-"""Settings: frozen, validated, versioned. Every default of the program lives here, once."""
+"""Settings: frozen, validated, versioned. Every default of the program stands here, once; presets are beside."""
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from spwnet.errors import SettingsError, did_you_mean
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,8 +14,6 @@ if TYPE_CHECKING:
 SETTINGS_VERSION = 1
 FRAME_RATE = 25.0
 """Frames a second of videos that are made of images."""
-
-UNKNOWN_KEY = "extra_forbidden"
 
 
 def _fraction(value: object) -> object:
@@ -51,11 +45,13 @@ def _printable(name: str) -> str:
     return name
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings of one kind: frozen, and refusing what they do not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class ImageSettings(_Section):
+class ImageSettings(Section):
     """How images are read and prepared."""
 
     margin: int = Field(0, ge=0)
@@ -85,7 +81,7 @@ class ImageSettings(_Section):
         return self
 
 
-class PatchSettings(_Section):
+class PatchSettings(Section):
     """Random patches drawn from the training images for each mini-batch."""
 
     crop: Annotated[int | None, NoneText] = Field(192, ge=1)
@@ -114,7 +110,7 @@ class PatchSettings(_Section):
         return self
 
 
-class SuperpixelSettings(_Section):
+class SuperpixelSettings(Section):
     """The oversegmentation."""
 
     method: Literal["slic", "labels", "none"] = "slic"
@@ -131,7 +127,7 @@ class SuperpixelSettings(_Section):
     """Folder, file or glob of label images, paired with the images by name, for `method = "labels"`."""
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """The W-Net: two U-Nets, encoder C → K and decoder K → C."""
 
     classes: int = Field(32, ge=2, le=65_536)
@@ -149,7 +145,7 @@ class ModelSettings(_Section):
     """Batch normalisation without scale and offset on the encoder's output; keeps classes alive."""
 
 
-class LossSettings(_Section):
+class LossSettings(Section):
     """Weights β of the losses (0 switches one off) and their temperatures τ."""
 
     image: Weight = 0.3
@@ -171,7 +167,7 @@ class LossSettings(_Section):
     """τ of the neighbours' weights softmax(τ·d); 0 weighs all neighbours alike."""
 
 
-class TrainingSettings(_Section):
+class TrainingSettings(Section):
     """The optimisation."""
 
     images: int = Field(4, ge=1)
@@ -190,7 +186,7 @@ class TrainingSettings(_Section):
     """Arithmetic of the convolutions; "auto" takes bfloat16 where the processor has it."""
 
 
-class CodebookSettings(_Section):
+class CodebookSettings(Section):
     """Class centres, fitted on the training images."""
 
     evidence: Literal["all", "handmade", "colour", "learned"] = "all"
@@ -200,7 +196,7 @@ class CodebookSettings(_Section):
     """Class centres that are fitted in training: the most classes that can be chosen afterwards."""
 
 
-class Reassign(_Section):
+class Reassign(Section):
     """Pieces of one class that are too small to be it, and the class they are instead."""
 
     source: int = Field(ge=0)
@@ -211,7 +207,7 @@ class Reassign(_Section):
     """The class they become."""
 
 
-class NamedClass(_Section):
+class NamedClass(Section):
     """A class by name: which of the finest classes it is made of, what it looks like, and how it is cleaned."""
 
     id: int = Field(ge=0, le=65_535)
@@ -241,7 +237,7 @@ class NamedClass(_Section):
         return bool(self.smooth or self.fill_holes or self.remove_objects or self.keep_largest)
 
 
-class LabelSettings(_Section):
+class LabelSettings(Section):
     """From features to classes, and their cleaning, in this order and in working pixels (of volumes: stored voxels)."""
 
     mode: Literal["codebook", "argmax_of_mean", "max_count_of_argmax"] = "codebook"
@@ -322,7 +318,7 @@ def check_named(classes: Sequence[NamedClass]) -> None:
             )
 
 
-class RegionSettings(_Section):
+class RegionSettings(Section):
     """The hierarchy of regions of one image."""
 
     max_pixels: int = Field(160_000, ge=256)
@@ -335,7 +331,7 @@ class RegionSettings(_Section):
     """Level that is drawn if none is asked for: pieces merge unless they are more likely than this to be two."""
 
 
-class VolumeSettings(_Section):
+class VolumeSettings(Section):
     """How volumes are segmented."""
 
     mode: Literal["supervoxels", "slices"] = "supervoxels"
@@ -362,7 +358,7 @@ class VolumeSettings(_Section):
         return self
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings of a run. `device` and worker counts belong to a call, not to a run."""
 
     version: int = Field(SETTINGS_VERSION, ge=1)
@@ -433,202 +429,3 @@ class Settings(_Section):
                 "raise `codebook.finest` for more"
             )
         return self
-
-
-PUBLISHED_NETWORK = {
-    "classes": 32,
-    "ch_mul": 64,
-    "n_blocks": 4,
-    "evidence": False,
-    "reduction": 1,
-    "final_norm": False,
-}
-
-# The published merges ({0, 1, 3} and {0, 6, 13, 25}) name classes of one trained network each: no preset can hold them.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "instant": {"codebook": {"evidence": "handmade"}},
-    "published-cheetah": {
-        "seed": 84,
-        "images": {"margin": 10, "scale": 1 / 3, "unsharp_radius": 5.0, "unsharp_amount": 1.0, "normalise": "range"},
-        "patches": {"crop": None, "schedule": ((64, 64, 9), (64, 96, 6), (96, 64, 6), (96, 96, 4))},
-        "superpixels": {"count": 12_000, "compactness": 10.0, "sigma": 1.0},
-        "model": PUBLISHED_NETWORK,
-        "losses": {
-            "image": 0.5,
-            "patches": 1.0,
-            "cut": 0.0,
-            "similarity": 0.1,
-            "target": "own",
-            "continuity": 0.1,
-            "tau_continuity": 1.0,
-        },
-        "training": {"epochs": 15, "batches": 8, "learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0},
-        "labels": {"mode": "argmax_of_mean", "fill_holes": 100},
-    },
-    "published-hanyu": {
-        "seed": 0,
-        "images": {"margin": 0, "scale": 1 / 4, "unsharp_radius": 50.0, "unsharp_amount": 4.0, "normalise": "range"},
-        "patches": {
-            "crop": None,
-            "schedule": ((64, 64, 16), (64, 128, 8), (128, 64, 8), (128, 128, 4)),
-            "rows": (None, -50),
-            "columns": (100, None),
-        },
-        "superpixels": {"count": 12_000, "compactness": 10.0, "sigma": 1.0},
-        "model": PUBLISHED_NETWORK,
-        "losses": {
-            "image": 0.0,
-            "patches": 1.0,
-            "cut": 0.0,
-            "similarity": 0.1,
-            "target": "own",
-            "continuity": 0.1,
-            "tau_continuity": 0.0,
-        },
-        "training": {"epochs": 10, "batches": 8, "learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0},
-        "labels": {"mode": "argmax_of_mean", "remove_objects": 200},
-    },
-}
-
-
-def make_settings(
-    preset: str = "default",
-    file: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-) -> Settings:
-    """Build settings from a preset, a TOML file over it, and single values over both.
-
-    Parameters
-    ----------
-    preset : str
-        Name of an entry of `PRESETS`.
-    file : path, optional
-        TOML file with any of the settings, in tables named like the sections.
-    overrides : dict, optional
-        Nested (``{"model": {"classes": 8}}``) or dotted (``{"model.classes": 8}``) values.
-
-    Returns
-    -------
-    Settings
-
-    Raises
-    ------
-    SettingsError
-        If the preset or a setting is unknown (the nearest name is suggested), a value is out of
-        range, or the file cannot be read.
-    """
-    if preset not in PRESETS:
-        raise SettingsError(
-            f"expected one of the presets {', '.join(PRESETS)}, but got {preset!r}.{did_you_mean(preset, PRESETS)}"
-        )
-    values = PRESETS[preset]
-    for layer in (read_toml(file) if file is not None else {}, nested(overrides or {})):
-        values = merged(values, layer)
-    return parse_settings(values)
-
-
-def read_toml(file: str | Path) -> dict[str, Any]:
-    """Read a TOML settings file.
-
-    Raises
-    ------
-    SettingsError
-        If the file is missing or not valid TOML.
-    """
-    path = Path(file)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise SettingsError(f"expected a TOML settings file at {path}, but there is no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise SettingsError(f"expected a readable TOML settings file at {path}, but: {error}") from error
-
-
-def parse_settings(values: dict[str, Any]) -> Settings:
-    """Validate nested values into `Settings`, with messages for people.
-
-    Raises
-    ------
-    SettingsError
-        Naming the setting, what was expected and what came.
-    """
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise SettingsError(_readable(error)) from None
-
-
-def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
-    """Return {dotted name: description} of every setting, in order of declaration."""
-    names: dict[str, str] = {}
-    for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names.update(setting_names(inner, f"{prefix}{name}."))
-        else:
-            names[prefix + name] = " ".join((field.description or "").split())
-    return names
-
-
-def _readable(error: ValidationError) -> str:
-    lines = []
-    # One error for each branch of a union, which are alternatives.
-    demands: dict[tuple[str, str], list[str]] = {}
-    for item in error.errors(include_url=False):
-        name = _name(item["loc"], unknown=item["type"] == UNKNOWN_KEY)
-        if item["type"] == UNKNOWN_KEY:
-            hint = did_you_mean(name, setting_names()) or did_you_mean(name, Settings.model_fields)
-            lines.append(f"unknown setting '{name}'.{hint or ' `spwnet info --settings` lists all settings.'}")
-        elif item["type"] == "value_error":
-            where = f"setting '{name}': " if name else ""
-            lines.append(where + item["msg"].removeprefix("Value error, "))
-        else:
-            text = item["msg"][0].lower() + item["msg"][1:]
-            demands.setdefault((name, repr(item["input"])), []).append(text)
-    for (name, came), (first, *others) in demands.items():
-        text = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
-        lines.append(f"setting '{name}': {text}, but got {came}")
-    return "\n".join(dict.fromkeys(lines))
-
-
-def _name(location: tuple[int | str, ...], *, unknown: bool) -> str:
-    """Dotted name of a setting; pydantic puts in the branch of a union, which means nothing to users."""
-    known = {name for section in _Section.__subclasses__() for name in section.model_fields}
-    parts = [str(part) for part in location if isinstance(part, int) or part in known]
-    if unknown and location[-1] not in known:
-        parts.append(str(location[-1]))
-    return ".".join(parts)
-
-
-def nested(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn dotted names into nested tables: {"a.b": 1} → {"a": {"b": 1}}."""
-    tables: dict[str, Any] = {}
-    for name, value in values.items():
-        *sections, key = name.split(".")
-        inner: dict[str, Any] = {key: value}
-        for section in reversed(sections):
-            inner = {section: inner}
-        tables = merged(tables, inner)
-    return tables
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested tables into dotted names, the inverse of `nested`."""
-    names: dict[str, Any] = {}
-    for key, value in values.items():
-        names |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return names
-
-
-EITHER = {"schedule": "sides", "sides": "schedule", "count": "size", "size": "count"}
-"""Settings that say the same in two ways: whoever sets one over a preset means it instead of the other."""
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Lay nested tables over others."""
-    result = {key: value for key, value in base.items() if EITHER.get(key) not in over or key in over}
-    for key, value in over.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result

@@ -12,7 +12,7 @@ import torch
 
 from spwnet import outputs, storage
 from spwnet.api import train
-from spwnet.config import Settings, merged, parse_settings
+from spwnet.config import Settings
 from spwnet.descriptors import network_input
 from spwnet.devices import arithmetic, convolution_type, deterministic, pick_device
 from spwnet.edges import find_evidence
@@ -33,6 +33,7 @@ from spwnet.merging import (
 )
 from spwnet.prediction import thinning
 from spwnet.preparation import display, measure, prepare, restore, to_display, without_margin, working_size
+from spwnet.presets import merged, parse_settings
 from spwnet.runs import TrainedModel, load
 from spwnet.segmenting import MOST_PICTURE_PIXELS
 from spwnet.training import Progress, stoppable

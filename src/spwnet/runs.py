@@ -32,13 +32,14 @@ import torch
 
 from spwnet.classes import merge_classes
 from spwnet.codebook import Codebook, coarser
-from spwnet.config import LabelSettings, Settings, parse_settings
+from spwnet.config import LabelSettings, Settings
 from spwnet.descriptors import Kind, kinds
 from spwnet.devices import memory_format, pick_device
 from spwnet.errors import RunError, SettingsError, SpwnetError
 from spwnet.model import WNet
 from spwnet.naming import ClassMap, read_classes
 from spwnet.preparation import Normalisation
+from spwnet.presets import parse_settings
 from spwnet.storage import LOCK, append_line, atomic_write, claimed, parse_json, prepare_folder, read_lines, write_json
 
 if TYPE_CHECKING:

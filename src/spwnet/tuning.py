@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from spwnet import outputs, storage
 from spwnet.api import train
-from spwnet.config import Settings, flat, merged, nested, parse_settings
+from spwnet.config import Settings
 from spwnet.errors import InputError, SettingsError
 from spwnet.images import image_size, open_images
+from spwnet.presets import flat, merged, nested, parse_settings
 from spwnet.runs import Run, load
 from spwnet.volumes import is_volume
 

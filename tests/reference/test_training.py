@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from spwnet.config import make_settings
 from spwnet.graph import build_graph
 from spwnet.model import WNet
+from spwnet.presets import make_settings
 from spwnet.superpixels import superpixels_from_labels
 from spwnet.training import TrainingImage, step
 from tests.reference.published import load, state_dict

@@ -459,7 +459,8 @@ def info(
 
 
 def _list_settings() -> None:
-    from spwnet.config import Settings, setting_names
+    from spwnet.config import Settings
+    from spwnet.presets import setting_names
 
     defaults = Settings().model_dump(mode="json")
     for name, description in setting_names().items():

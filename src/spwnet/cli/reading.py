@@ -152,7 +152,7 @@ def read_settings(
     superpixels: str | None = None,
 ) -> Settings:
     """Settings of training: a preset, then a file, single settings and flags over them."""
-    from spwnet.config import make_settings
+    from spwnet.presets import make_settings
 
     values = dict(_assignment(text) for text in sets or ())
     flags = {
@@ -201,7 +201,7 @@ def read_label_settings(
     flags: dict[str, Any],
 ) -> LabelSettings:
     """Settings of labelling and cleaning: the run's, then a file, single settings and flags over them."""
-    from spwnet.config import flat, merged, nested, parse_settings, read_toml
+    from spwnet.presets import flat, merged, nested, parse_settings, read_toml
 
     groups = None if merge is None else [_ids(group) for group in merge]
     flags = {**flags, "merge": groups}

@@ -6,8 +6,8 @@ import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from spwnet.config import make_settings
 from spwnet.errors import InputError, SettingsError
+from spwnet.presets import make_settings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -28,11 +28,11 @@ from napari.utils.notifications import show_error, show_info
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import QColorDialog, QScrollArea, QTabWidget
 
-from spwnet.config import PRESETS
 from spwnet.errors import InputError, SpwnetError, Stopped
 from spwnet.napari.logic import Session, hexadecimal_colours, is_result, is_scribbles, name_scribbles, picked_layers
 from spwnet.napari.reading import chosen_frames, read_names, read_settings
 from spwnet.outputs import data_uri
+from spwnet.presets import PRESETS
 from spwnet.previews import Snapshot, preview
 from spwnet.training import Progress
 
