@@ -21,7 +21,8 @@ from spwnet.classes import clean
 from spwnet.classpage import ClassPage
 from spwnet.errors import OutputError, RunError, SettingsError
 from spwnet.gallery import read_gallery
-from spwnet.naming import ClassMap, from_points, read_classes
+from spwnet.naming import ClassMap, read_classes
+from spwnet.pointing import from_points
 from spwnet.presets import make_settings
 from spwnet.runs import Run
 from tests.browser import open_browser, open_page

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spwnet import naming
+from spwnet import pointing
 from spwnet.codebook import coarser
 from spwnet.config import LabelSettings, NamedClass
 from spwnet.errors import InputError, SettingsError
 from spwnet.gallery import make_gallery
-from spwnet.naming import ClassMap, from_points, points_of_scribbles, read_classes, read_points
+from spwnet.naming import ClassMap, read_classes
+from spwnet.pointing import from_points, points_of_scribbles, read_points
 
 PARENTS = [0, 0, 1, 0, 2, 1]
 """0 – 1, then 2 off 1, 3 off 0, 4 off 2, 5 off 1."""
@@ -324,7 +325,7 @@ def test_trees_of_all_shapes_split_and_inherit_as_their_tables_say():
                 relatives = owner[(owner >= 0) & (table == table[k])]
                 if len(relatives):
                     expected[k] = np.bincount(relatives).argmax()
-        np.testing.assert_array_equal(naming._inherited(owner, parents), expected)
+        np.testing.assert_array_equal(pointing._inherited(owner, parents), expected)
         group = np.flatnonzero(rng.random(n) < 0.6).tolist() or [0]
         if len(group) > 1:
             merged = ClassMap.of_tree(n, n, parents).merge(group)

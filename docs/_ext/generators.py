@@ -37,7 +37,7 @@ def settings() -> str:
 
 def presets() -> str:
     """Return what each preset sets, as Markdown."""
-    from spwnet.config import PRESETS, flat
+    from spwnet.presets import PRESETS, flat
 
     lines = []
     for name, values in PRESETS.items():

@@ -96,7 +96,8 @@ def _needed(which: str | None, action: str) -> str:
 
 def _changed(before: ClassMap, gallery: Gallery, action: Action, which: str, values: dict[str, Any]) -> ClassMap:
     """Return the classes after an action."""
-    from spwnet.naming import ClassMap, from_points, points_of_scribbles, read_points
+    from spwnet.naming import ClassMap
+    from spwnet.pointing import from_points, points_of_scribbles, read_points
 
     if action == "cut":
         if not which.isdecimal():

@@ -13,10 +13,11 @@ from napari.utils.colormaps import DirectLabelColormap
 from spwnet.api import train
 from spwnet.classes import hexadecimal, palette
 from spwnet.errors import InputError, RunError, SettingsError, SpwnetError
-from spwnet.naming import from_points, read_classes
+from spwnet.naming import read_classes
 from spwnet.napari.editing import Editing
 from spwnet.napari.inputs import open_layers
 from spwnet.napari.jobs import Job
+from spwnet.pointing import from_points
 from spwnet.runs import Run, load
 from spwnet.segmenting import segment
 from spwnet.volumesegmenting import segment_volume
