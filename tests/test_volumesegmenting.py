@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import spwnet
-from spwnet import join_channels, open_volume, segment_volume, volumesegmenting, volumetric, volumewriting
+from spwnet import join_channels, open_volume, segment_volume, storage, volumesegmenting, volumetric
 from spwnet.classes import clean
 from spwnet.config import LabelSettings
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
@@ -392,12 +392,12 @@ def test_a_volume_too_large_to_be_cleaned(solid_model, volume, tmp_path, monkeyp
 def test_too_little_space_is_told_before_work_starts(solid_model, volume, tmp_path, monkeypatch, suffix, least):
     made = counting(monkeypatch)
     options = {"block": BLOCK, "suffix": suffix}
-    monkeypatch.setattr(volumewriting.shutil, "disk_usage", lambda _: SimpleNamespace(free=least - 1))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=least - 1))
     with pytest.raises(OutputError, match=r"expected 0\.00 GiB of free space for .*; free some or choose another disk"):
         segment_volume(solid_model, volume, tmp_path / "out", **options)
     assert made == []
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(volumewriting.shutil, "disk_usage", lambda _: SimpleNamespace(free=least))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=least))
     monkeypatch.setattr(volumesegmenting.BlockStore, "n_bytes", lambda _: least)
     segment_volume(solid_model, volume, tmp_path / "out", **options)
     assert len(made) == 27

@@ -19,9 +19,10 @@ from spwnet import volumewriting
 from spwnet.blockstore import BlockStore
 from spwnet.classes import Legend, palette
 from spwnet.errors import OutputError
+from spwnet.storage import check_space
 from spwnet.units import unit_symbol
 from spwnet.volumes import open_volume
-from spwnet.volumewriting import SUFFIXES, check_space, check_target, write_volume
+from spwnet.volumewriting import SUFFIXES, check_target, write_volume
 from tests.conftest import blocks_of, files_in, label_volume
 
 pytestmark = pytest.mark.usefixtures("_no_waiting_for_the_disk")

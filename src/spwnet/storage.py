@@ -1,4 +1,4 @@
-"""Folders held by one job, and files that are either written whole or not at all."""
+"""Folders held by one job, and files and folders that are either written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
+from time import sleep
 from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
@@ -319,3 +321,105 @@ def _json(value: object, path: Path, indent: int | None = None) -> bytes:
         ) from error
     # Names of files need be no UTF-8: Python's replacement for such bytes, written out, is JSON's own escape of it.
     return text.encode("utf-8", "backslashreplace")
+
+
+def check_space(path: str | Path, n_bytes: int) -> None:
+    """Check that a file of some size finds room where it is to be.
+
+    Parameters
+    ----------
+    path : path
+        File or folder to write, which need not exist.
+    n_bytes : int
+        Bytes it takes.
+
+    Raises
+    ------
+    OutputError
+        If less is free on its disk.
+    """
+    folder = next(part for part in (Path(path).absolute(), *Path(path).absolute().parents) if part.exists())
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise OutputError(
+            f"expected {n_bytes / 2**30:,.2f} GiB of free space for {path}, but there are {free / 2**30:,.2f} GiB; "
+            "free some or choose another disk"
+        )
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a name for a file or folder to be made, which takes the place of another when it is whole.
+
+    Parameters
+    ----------
+    path : path
+        What is to be replaced, if there is anything: a folder gives way to a folder, a file to a file.
+
+    Yields
+    ------
+    Path
+        ``.NAME.tmp`` beside it, where nothing is. It is removed if an error comes, and brought to the disk, then
+        renamed, otherwise.
+
+    Raises
+    ------
+    OutputError
+        If a folder stands where a file is to be or the other way round, or the operating system refuses; what was
+        there before is still there then.
+    """
+    path = Path(path)
+    temporary, old = working_name(path), path.with_name(f".{path.name}.old")
+    with readable_errors(path):
+        _delete(temporary)
+        if os.path.lexists(old) and not os.path.lexists(path):
+            # The process ended between the two renamings below.
+            old.rename(path)
+        try:
+            yield temporary
+            _flush(temporary)
+            if path.exists() and path.is_dir() != temporary.is_dir():
+                code = errno.EISDIR if path.is_dir() else errno.EEXIST
+                raise OSError(code, os.strerror(code), str(path))
+            if path.is_dir():
+                _delete(old)
+                path.rename(old)
+                try:
+                    temporary.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
+            else:
+                temporary.replace(path)
+            _delete(old)
+        except BaseException:
+            # What failed matters more than what is left; threads of Zarr may go on writing there for a moment.
+            for _ in range(10):
+                folder = temporary.is_dir()
+                with suppress(OSError):
+                    _delete(temporary)
+                if not folder:
+                    break
+                sleep(0.1)
+            raise
+
+
+def working_name(path: Path) -> Path:
+    """Return the name of a file or folder while it is written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _delete(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or all the files in a folder, to the disk: a rename may outlive what was written before it."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("r+b") as handle:
+                os.fsync(handle.fileno())

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spwnet.errors import OutputError
+from spwnet.storage import replacing
 from spwnet.volumereport import SLAB_VOXELS, in_slabs
-from spwnet.volumewriting import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

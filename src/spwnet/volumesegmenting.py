@@ -29,13 +29,13 @@ from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.images import fingerprint
 from spwnet.packages import optional_package
 from spwnet.runs import TrainedModel, load
-from spwnet.storage import parse_json
+from spwnet.storage import check_space, parse_json
 from spwnet.surfaces import mesh
 from spwnet.training import Progress, stoppable
 from spwnet.volumereport import orthogonal, summarise, write_results
 from spwnet.volumes import SliceSource, open_volume
 from spwnet.volumetric import check_slices, grid_of, predict_part
-from spwnet.volumewriting import check_space, check_suffix, check_target
+from spwnet.volumewriting import check_suffix, check_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shutil
-from contextlib import contextmanager, suppress
 from math import ceil, prod
 from pathlib import Path
-from time import sleep
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,7 +15,7 @@ from spwnet.classes import Legend, palette
 from spwnet.errors import OutputError
 from spwnet.outputs import checked_labels, provenance, stored_dtype
 from spwnet.packages import optional_package
-from spwnet.storage import readable_errors
+from spwnet.storage import check_space, readable_errors, replacing, working_name
 from spwnet.units import plain_unit, standard_unit, unit_symbol
 
 if TYPE_CHECKING:
@@ -96,35 +92,11 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
             raise OutputError(
                 f"expected {path} to be {kind}, but it is a folder of something else; choose another name"
             )
-    probe = _temporary(path).with_suffix(".probe")
+    probe = working_name(path).with_suffix(".probe")
     with readable_errors(path):
         probe.touch()
         probe.unlink()
     return path
-
-
-def check_space(path: str | Path, n_bytes: int) -> None:
-    """Check that a file of some size finds room where it is to be.
-
-    Parameters
-    ----------
-    path : path
-        File or folder to write, which need not exist.
-    n_bytes : int
-        Bytes it takes.
-
-    Raises
-    ------
-    OutputError
-        If less is free on its disk.
-    """
-    folder = next(part for part in (Path(path).absolute(), *Path(path).absolute().parents) if part.exists())
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise OutputError(
-            f"expected {n_bytes / 2**30:,.2f} GiB of free space for {path}, but there are {free / 2**30:,.2f} GiB; "
-            "free some or choose another disk"
-        )
 
 
 def write_volume(
@@ -220,63 +192,6 @@ def write_volume(
             _write_tiff(temporary, volume)
         else:
             _write_nexus(temporary, volume)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a name for a file or folder to be made, which takes the place of another when it is whole.
-
-    Parameters
-    ----------
-    path : path
-        What is to be replaced, if there is anything: a folder gives way to a folder, a file to a file.
-
-    Yields
-    ------
-    Path
-        ``.NAME.tmp`` beside it, where nothing is. It is removed if an error comes, and brought to the disk, then
-        renamed, otherwise.
-
-    Raises
-    ------
-    OutputError
-        If a folder stands where a file is to be or the other way round, or the operating system refuses; what was
-        there before is still there then.
-    """
-    path = Path(path)
-    temporary, old = _temporary(path), path.with_name(f".{path.name}.old")
-    with readable_errors(path):
-        _delete(temporary)
-        if os.path.lexists(old) and not os.path.lexists(path):
-            # The process ended between the two renamings below.
-            old.rename(path)
-        try:
-            yield temporary
-            _flush(temporary)
-            if path.exists() and path.is_dir() != temporary.is_dir():
-                code = errno.EISDIR if path.is_dir() else errno.EEXIST
-                raise OSError(code, os.strerror(code), str(path))
-            if path.is_dir():
-                _delete(old)
-                path.rename(old)
-                try:
-                    temporary.rename(path)
-                except BaseException:
-                    old.rename(path)
-                    raise
-            else:
-                temporary.replace(path)
-            _delete(old)
-        except BaseException:
-            # What failed matters more than what is left; threads of Zarr may go on writing there for a moment.
-            for _ in range(10):
-                folder = temporary.is_dir()
-                with suppress(OSError):
-                    _delete(temporary)
-                if not folder:
-                    break
-                sleep(0.1)
-            raise
 
 
 class _Volume:
@@ -570,23 +485,3 @@ def _levels(shape: Shape, longest: int = 64) -> list[tuple[int, ...]]:
 
 def _thinned(size: int, stride: int) -> int:
     return ceil(size / stride)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _delete(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Bring a file, or all the files in a folder, to the disk: a rename may outlive what was written before it."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("r+b") as handle:
-                os.fsync(handle.fileno())
