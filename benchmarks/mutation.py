@@ -32,6 +32,8 @@ TESTS = {
 }
 PATIENCE = 5
 """A mutant that takes so many times the processor's time of none, and ten seconds more, hangs: that is noticed, too."""
+UNUSED = 99
+"""Status of tests that never imported the mutant."""
 WAITING = 10
 """So many times as long by the clock, for one that waits instead."""
 SWAPS: dict[type, list[type]] = {
@@ -70,7 +72,10 @@ def main() -> None:
         counts: Counter[bool] = Counter()
         for k in chosen:
             line, what, tree = every[k]
-            killed = run_tests(name, ast.unparse(tree), most)[0] != 0
+            status, _ = run_tests(name, ast.unparse(tree), most)
+            if status == UNUSED:
+                raise SystemExit(f"the tests of {name} do not import it, or another one than the mutant")
+            killed = status != 0
             counts[killed] += 1
             if not killed:
                 stories.append(f"{name}.py:{line}: {what}")
@@ -144,12 +149,13 @@ class Mutated(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Gives a module another source."""
 
     def __init__(self, name: str, source: str) -> None:
-        self.name, self.source = name, source
+        self.name, self.source, self.used = name, source, False
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         return importlib.util.spec_from_loader(fullname, self) if fullname == self.name else None
 
     def get_source(self, fullname: str) -> str:
+        self.used = True
         return self.source
 
 
@@ -166,13 +172,19 @@ def run_tests(name: str, source: str | None, seconds: float) -> tuple[int, float
     try:
         import pytest
 
+        # What was imported before would be taken as it is.
+        for module in [module for module in sys.modules if module.partition(".")[0] in ("spwnet", "tests")]:
+            del sys.modules[module]
+        mutated = Mutated(f"spwnet.{name}", source or "")
         if source is not None:
-            sys.meta_path.insert(0, Mutated(f"spwnet.{name}", source))
+            sys.meta_path.insert(0, mutated)
         tests = [str(ROOT / "tests" / test) for test in TESTS[name]]
         flags = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:napari", "--hypothesis-seed=0"]
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         status = int(pytest.main([*flags, *tests]))
+        if source is not None and not mutated.used:
+            status = UNUSED
     finally:
         os._exit(status)

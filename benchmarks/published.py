@@ -20,7 +20,7 @@ from spwnet.descriptors import network_input
 from spwnet.devices import convolution_type, deterministic, memory_format
 from spwnet.gathering import gather
 from spwnet.graph import build_graph
-from spwnet.runs import make_network
+from spwnet.trained import make_network
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -30,8 +30,8 @@ from spwnet.patches import make_schedule
 from spwnet.prediction import describe, oversegment
 from spwnet.preparation import display, measure, prepare, restore
 from spwnet.presets import make_settings
-from spwnet.runs import evidence_kinds, make_network
 from spwnet.steadying import steady
+from spwnet.trained import evidence_kinds, make_network
 from spwnet.training import set_up_image, step
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.data import Set
-    from spwnet.runs import TrainedModel
+    from spwnet.trained import TrainedModel
 
 RATE = Fraction(30_000, 1001)
 LOOPS = 4

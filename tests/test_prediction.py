@@ -16,7 +16,7 @@ from spwnet.images import Image, open_images
 from spwnet.prediction import describe, predict, predict_all, prepare_image
 from spwnet.preparation import measure, perceptual, restore
 from spwnet.presets import make_settings
-from spwnet.runs import TrainedModel, evidence_kinds, make_network
+from spwnet.trained import TrainedModel, evidence_kinds, make_network
 from tests.conftest import TINY, picture
 
 ARG_MAX = LabelSettings(mode="argmax_of_mean")

@@ -11,7 +11,7 @@ from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
 from spwnet.presets import make_settings
 from spwnet.previews import preview, reconstruct, snapshot
-from spwnet.runs import TrainedModel, make_network
+from spwnet.trained import TrainedModel, make_network
 from tests.conftest import TINY, picture
 
 

@@ -11,7 +11,8 @@ import torch
 import spwnet
 from spwnet.config import LabelSettings
 from spwnet.errors import OutputError, RunError, SettingsError
-from spwnet.runs import RUN_FORMAT, Run, make_network
+from spwnet.runs import RUN_FORMAT, Run
+from spwnet.trained import make_network
 
 
 def edit(run, **changes):

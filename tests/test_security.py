@@ -37,20 +37,20 @@ def change(path, edit):
 
 
 @pytest.mark.parametrize("journal", [False, True])
-def test_overwriting_removes_nothing_outside_the_folder(trained, tmp_path, journal):
+def test_overwriting_removes_nothing_outside_the_folder(one_step, tmp_path, journal):
     victims = [tmp_path / f"victim{suffix}" for suffix in (".png", ".jpg", ".tif")]
     for victim in victims:
         victim.write_bytes(b"mine")
     out = tmp_path / "out" / "inner"
-    spwnet.segment(trained, [picture(0)], out)
+    spwnet.segment(one_step, [picture(0)], out)
     names = ["../../../victim", str(tmp_path / "victim"), "..", "", "a\0b"]
     entry = {"sha256": "", "areas": {}}
     if journal:
         (out / "images.jsonl").write_text("".join(json.dumps({"name": name, **entry}) + "\n" for name in names))
     else:
         change(out / "segmentation.json", lambda values: values["images"].update(dict.fromkeys(names, entry)))
-    spwnet.segment(trained, [picture(0)], out, resume=True)
-    spwnet.segment(trained, [picture(0)], out, overwrite=True)
+    spwnet.segment(one_step, [picture(0)], out, resume=True)
+    spwnet.segment(one_step, [picture(0)], out, overwrite=True)
     assert all(victim.read_bytes() == b"mine" for victim in victims)
     assert list(json.loads((out / "segmentation.json").read_text())["images"]) == ["image_0000"]
 

@@ -15,7 +15,8 @@ from spwnet.images import Image
 from spwnet.prediction import prepare_image
 from spwnet.preparation import measure
 from spwnet.presets import make_settings
-from spwnet.runs import Run, make_network
+from spwnet.runs import Run
+from spwnet.trained import make_network
 from spwnet.training import (
     calibrate,
     check_images,

@@ -18,8 +18,8 @@ from spwnet.errors import SettingsError
 from spwnet.graph import build_graph
 from spwnet.model import WNet
 from spwnet.presets import make_settings
-from spwnet.runs import evidence_kinds
 from spwnet.superpixels import Seeds, lattice_slic, relabelled
+from spwnet.trained import evidence_kinds
 from spwnet.volumetric import (
     describe_part,
     grid_of,

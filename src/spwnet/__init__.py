@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from spwnet.lazylabels import LazyLabels
     from spwnet.presets import PRESETS, make_settings
     from spwnet.recutting import recut
-    from spwnet.runs import TrainedModel, load
+    from spwnet.runs import load
     from spwnet.samples import sample
     from spwnet.segmenting import Segmentation, segment
+    from spwnet.trained import TrainedModel
     from spwnet.training import Progress
     from spwnet.tuning import Trial, tune
     from spwnet.volumes import Volume, join_channels, open_volume
@@ -57,7 +58,7 @@ _HOME = {
     "make_settings": "spwnet.presets",
     "SpwnetError": "spwnet.errors",
     "Stopped": "spwnet.errors",
-    "TrainedModel": "spwnet.runs",
+    "TrainedModel": "spwnet.trained",
     "report": "spwnet.classpage",
     "view": "spwnet.classpage",
     "recut": "spwnet.recutting",

@@ -23,9 +23,10 @@ from spwnet.images import check_same_channels, fingerprint, open_images
 from spwnet.prediction import describe, oversegment, predict
 from spwnet.preparation import measure, to_display, to_unit
 from spwnet.presets import flat
-from spwnet.runs import Run, TrainedModel, evidence_kinds, load, make_network
+from spwnet.runs import Run, load
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
 from spwnet.segmenting import Segmentation, check_output, segment
+from spwnet.trained import TrainedModel, evidence_kinds, make_network
 from spwnet.training import Fitted, Progress, fit, set_up_image, stoppable
 from spwnet.volumes import SliceSource, Volume
 from spwnet.volumesegmenting import VolumeSegmentation, check_options, segment_volume

@@ -34,8 +34,9 @@ from spwnet.merging import (
 from spwnet.prediction import thinning
 from spwnet.preparation import display, measure, prepare, restore, to_display, without_margin, working_size
 from spwnet.presets import merged, parse_settings
-from spwnet.runs import TrainedModel, load
+from spwnet.runs import load
 from spwnet.segmenting import MOST_PICTURE_PIXELS
+from spwnet.trained import TrainedModel
 from spwnet.training import Progress, stoppable
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from spwnet.errors import OutputError, SettingsError
 from spwnet.filters import REDUCE_FROM, TRUNCATE, interpolated
 from spwnet.model import MOST_DEVIATIONS, SHARPNESS
 from spwnet.preparation import LAB_RANGE, Frame, Prepared
-from spwnet.runs import TrainedModel, load
+from spwnet.runs import load
+from spwnet.trained import TrainedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

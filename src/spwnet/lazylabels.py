@@ -20,8 +20,9 @@ from spwnet.images import check_same_channels, image_size, open_images
 from spwnet.outputs import label_dtype
 from spwnet.prediction import MOST_WORKERS, predict, prepare_image
 from spwnet.preparation import restore
-from spwnet.runs import TrainedModel, load
+from spwnet.runs import load
 from spwnet.segmenting import check_images_for
+from spwnet.trained import TrainedModel
 from spwnet.training import Progress, stoppable
 from spwnet.volumes import Volume
 from spwnet.volumesegmenting import check_memory, check_volume_for, segment_volume

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from spwnet.images import Image, ImageSource
     from spwnet.model import WNet
     from spwnet.preparation import Normalisation, Patch
-    from spwnet.runs import TrainedModel
     from spwnet.steadying import Before
+    from spwnet.trained import TrainedModel
 
 HALO = 128
 """Working pixels that a patch sees around it: what lies beyond tells next to nothing about it."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spwnet.preparation import Normalisation, Prepared
-    from spwnet.runs import TrainedModel
+    from spwnet.trained import TrainedModel
 
     Picture = NDArray[np.uint8]
 

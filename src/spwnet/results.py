@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spwnet.config import LabelSettings
-    from spwnet.runs import TrainedModel
+    from spwnet.trained import TrainedModel
     from spwnet.videowriting import Track
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from spwnet.gathering import PREDICTION_BYTES, STITCHING_BYTES, check_memory, la
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
 from spwnet.prediction import MOST_WORKERS, fits_in_patches, predict_all, thinning
 from spwnet.results import Results
-from spwnet.runs import TrainedModel, load
+from spwnet.runs import load
+from spwnet.trained import TrainedModel
 from spwnet.training import Progress, stoppable
 from spwnet.videos import VideoSource
 from spwnet.videowriting import Track, check_installed

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from spwnet.images import ImageSource
-    from spwnet.runs import TrainedModel
+    from spwnet.trained import TrainedModel
     from spwnet.training import Progress
 
 logger = logging.getLogger(__name__)

@@ -28,9 +28,10 @@ from spwnet.devices import available_memory, worker_pool
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.images import fingerprint
 from spwnet.packages import optional_package
-from spwnet.runs import TrainedModel, load
+from spwnet.runs import load
 from spwnet.storage import check_space, parse_json
 from spwnet.surfaces import mesh
+from spwnet.trained import TrainedModel
 from spwnet.training import Progress, stoppable
 from spwnet.volumereport import orthogonal, summarise, write_results
 from spwnet.volumes import SliceSource, open_volume

@@ -16,8 +16,8 @@ from spwnet.errors import InputError
 from spwnet.filters import averaged
 from spwnet.graph import build_graph
 from spwnet.previews import in_range
-from spwnet.runs import evidence_kinds, make_network
 from spwnet.superpixels import superpixels_from_labels
+from spwnet.trained import evidence_kinds, make_network
 from spwnet.training import Fitted, TrainingImage, continuity_weights, fit
 from spwnet.volumetric import STEPS, Part, describe_part, see
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from spwnet.config import LabelSettings, Settings
     from spwnet.model import WNet
     from spwnet.preparation import Normalisation
-    from spwnet.runs import TrainedModel
+    from spwnet.trained import TrainedModel
     from spwnet.volumes import Volume
 
 STEPS = 1

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from spwnet.images import ImageSource
     from spwnet.naming import ClassMap
-    from spwnet.runs import TrainedModel
+    from spwnet.trained import TrainedModel
     from spwnet.training import Progress
     from spwnet.volumes import Volume
 

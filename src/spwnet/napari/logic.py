@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from spwnet.config import NamedClass, Settings
     from spwnet.naming import ClassMap
     from spwnet.napari.inputs import LayerInput, LayerLabels
-    from spwnet.runs import TrainedModel
+    from spwnet.trained import TrainedModel
 
 METADATA = "spwnet"
 """Under which a layer of labels says what its classes are."""
