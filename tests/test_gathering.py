@@ -114,11 +114,11 @@ def test_where_an_image_does_not_fit_it_is_labelled_in_patches(folder, monkeypat
     model = spwnet.train(folder, settings=make_settings(overrides={**TINY, **overrides}))
     whole = spwnet.segment(model, folder, uncertainty=True)
     monkeypatch.setattr(prediction, "HALO", 12)
-    monkeypatch.setattr(prediction, "LEAST_PATCH", 8)
+    monkeypatch.setattr(segmenting, "LEAST_SIDE", 32)
     monkeypatch.setattr(segmenting, "memory_ratio", lambda *_, **__: 0.5)
     memory_is(monkeypatch, 2 * 450 * 33**2)
     parts = spwnet.segment(model, folder, uncertainty=True)
-    assert "labelling them in patches of 33² working pixels" in caplog.text
+    assert "labelling them in patches of 32² working pixels" in caplog.text
     for name, a, b, doubt in zip(parts.names, whole.labels, parts.labels, parts.uncertainty, strict=True):
         assert np.mean(a == b) > 0.8
         assert doubt.shape == b.shape

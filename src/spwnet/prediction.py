@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 HALO = 128
 """Working pixels that a patch sees around it: what lies beyond tells next to nothing about it."""
-LEAST_PATCH = 64
-"""Working pixels along a side of a patch, its halo left out, at least."""
+LEAST_SIDE = 320
+"""Working pixels along a side of a patch, with its halo, at least."""
 MOST_WORKERS = 8
 """Images in work at a time, at most; each takes a few hundred bytes a working pixel."""
 
@@ -186,11 +186,6 @@ def predict(
     return members[found.cpu().numpy()].reshape(shape).astype(np.int32), second.cpu().numpy().reshape(shape)
 
 
-def fits_in_patches(most_pixels: float) -> bool:
-    """Whether so many working pixels at a time are enough for patches with their halo."""
-    return math.isqrt(int(most_pixels)) >= LEAST_PATCH + 2 * HALO
-
-
 def predict_in_patches(
     model: TrainedModel,
     image: Image,
@@ -211,7 +206,7 @@ def predict_in_patches(
     regions : (H, W) or (h, w) int array or None
         The user's superpixels.
     most_pixels : int
-        Working pixels of a patch with its halo, at most; `fits_in_patches` must be true of it.
+        Working pixels of a patch with its halo, at most; the square of `LEAST_SIDE` at least.
 
     Returns
     -------

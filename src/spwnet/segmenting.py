@@ -17,7 +17,7 @@ from spwnet.devices import available_memory
 from spwnet.errors import InputError, OutputError, SettingsError, Stopped
 from spwnet.gathering import PREDICTION_BYTES, STITCHING_BYTES, check_memory, label_source_of, memory_ratio
 from spwnet.images import check_same_channels, fingerprint, frame_indices, image_size, open_images
-from spwnet.prediction import MOST_WORKERS, fits_in_patches, predict_all, thinning
+from spwnet.prediction import LEAST_SIDE, MOST_WORKERS, predict_all, thinning
 from spwnet.results import Results
 from spwnet.runs import load
 from spwnet.trained import TrainedModel
@@ -267,13 +267,13 @@ def _memory_for(
         source, chosen, settings, PREDICTION_BYTES if whole else 2 * STITCHING_BYTES, "segment", together=False
     )
     # Half of the memory is for what is put together.
-    most_pixels = int(available_memory() / 2 / PREDICTION_BYTES)
-    if not fits_in_patches(most_pixels):
+    side = math.isqrt(int(available_memory() / 2 / PREDICTION_BYTES))
+    if side < LEAST_SIDE:
         check_memory(source, chosen, settings, PREDICTION_BYTES, "segment", together=False)
-    logger.warning(
-        "images do not fit into memory whole: labelling them in patches of %d² working pixels", math.isqrt(most_pixels)
-    )
-    return 1.0, most_pixels
+    # A power of two, so that labels do not depend on every byte that happens to be free.
+    side = max(LEAST_SIDE, 2 ** int(math.log2(side)))
+    logger.warning("images do not fit into memory whole: labelling them in patches of %d² working pixels", side)
+    return 1.0, side**2
 
 
 def check_output(
