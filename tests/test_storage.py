@@ -239,6 +239,19 @@ def test_a_folder_is_free_when_its_job_is_killed(tmp_path):
     assert files_in(tmp_path) == []
 
 
+def test_what_a_killed_job_was_writing_is_removed_by_the_next(tmp_path):
+    for folder in (".", "labels", "run", "labels/deep"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / ".spwnet-0123.tmp").write_text("half")
+    (tmp_path / "labels" / "a.png").write_text("whole")
+    with storage.claimed(tmp_path / "run"):
+        (tmp_path / "run" / ".spwnet-4567.tmp").write_text("half of another job")
+        with storage.claimed(tmp_path):
+            pass
+        assert (tmp_path / "run" / ".spwnet-4567.tmp").exists()
+    assert files_in(tmp_path) == ["labels/a.png", "labels/deep/.spwnet-0123.tmp", "run/.spwnet-4567.tmp"]
+
+
 def test_a_lock_that_was_removed_keeps_nobody_out(tmp_path, monkeypatch):
     """Between opening the file and locking it, its owner may end and remove it."""
     original, gone = storage._lock, []

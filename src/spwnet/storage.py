@@ -121,11 +121,20 @@ def claimed(folder: str | Path) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(path):
+            _remove_leftovers(path)
             yield
     finally:
         for part in missing:
             with suppress(OSError):
                 part.rmdir()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a job that was killed was about to write, also one level down, but where another job is at work."""
+    with suppress(OSError):
+        places = [entry for entry in folder.iterdir() if entry.is_dir() and not (entry / LOCK).exists()]
+        for left in (left for place in (folder, *places) for left in place.glob(".spwnet-*.tmp")):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
