@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,46 @@ def test_edges_equal_a_naive_search_in_2d_and_3d(labels):
     np.testing.assert_allclose(graph.distances.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
+@given(label_images)
+@settings(max_examples=40)
+def test_contacts_count_the_pixels_that_touch(labels):
+    graph, superpixels, _ = make(labels)
+    first, second, counts = adjacent_pairs(superpixels.labels, superpixels.count)
+    naive = Counter()
+    for p in np.ndindex(labels.shape):
+        for q in np.ndindex(labels.shape):
+            a, b = superpixels.labels[p], superpixels.labels[q]
+            if max(abs(x - y) for x, y in zip(p, q, strict=True)) == 1 and a < b:
+                naive[int(a), int(b)] += 1
+    assert dict(zip(zip(first.tolist(), second.tolist(), strict=True), counts.tolist(), strict=True)) == naive
+    expected = [naive[min(pair), max(pair)] for pair in zip(*graph.edges.tolist(), strict=True)]
+    assert graph.contacts.tolist() == expected
+    assert graph.sizes.tolist() == np.bincount(superpixels.labels.ravel()).tolist()
+    assert (graph.shape, graph.count) == (labels.shape, superpixels.count)
+
+
+@given(label_images, st.data())
+@settings(max_examples=40)
+def test_a_part_has_the_superpixels_and_edges_in_it(labels, data):
+    graph, superpixels, _ = make(labels)
+    box = tuple(
+        slice(*sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))))
+        for n in labels.shape
+    )
+    pixels = np.arange(labels.size).reshape(labels.shape)[box]
+    part, nodes = graph.part(torch.from_numpy(pixels))
+    inside = superpixels.labels[box]
+    assert nodes.tolist() == np.unique(inside).tolist()
+    assert part.shape == inside.shape
+    np.testing.assert_array_equal(nodes[part.labels].numpy(), inside.ravel())
+    assert part.sizes.tolist() == np.unique(inside, return_counts=True)[1].tolist()
+    np.testing.assert_array_equal(part.means, graph.means[nodes])
+    there = set(nodes.tolist())
+    whole = zip(*graph.edges.tolist(), graph.contacts.tolist(), strict=True)
+    expected = [(a, b, contact) for a, b, contact in whole if {a, b} <= there]
+    assert list(zip(*nodes[part.edges].tolist(), part.contacts.tolist(), strict=True)) == expected
+
+
 def test_full_neighbourhood():
     assert len(half_neighbourhood(2)) == 4
     assert len(half_neighbourhood(3)) == 13
@@ -75,6 +117,25 @@ def test_labels_of_watershed_numbering_equal_a_loop(mode, rng):
         inside = features.numpy()[:, superpixels.labels == i]
         votes = np.bincount(inside.argmax(0), minlength=6)
         assert nodes[i] == (inside.mean(1).argmax() if mode == "argmax_of_mean" else votes.argmax())
+
+
+def test_where_classes_tie_the_smallest_wins():
+    graph, _, _ = make(np.array([[0, 0, 0, 0, 1]]))
+    features = torch.zeros(3, 1, 5)
+    for pixel, k in enumerate((2, 1, 1, 2, 0)):
+        features[k, 0, pixel] = 1
+    assert graph.max_count_of_argmax(features).tolist() == [1, 0]
+    assert graph.argmax_of_mean(graph.pool(features)).tolist() == [1, 0]
+
+
+def test_weights_equal_their_equations(rng):
+    graph, _, _ = make(rng.integers(0, 12, (9, 10)))
+    source, distances = graph.edges[0].numpy(), graph.distances.numpy()
+    for tau in (-2.0, 0.5, 7.0):
+        np.testing.assert_allclose(graph.cut_weights(tau), np.exp(tau * distances), rtol=1e-5)
+        logits = np.exp(tau * distances.astype(float))
+        sums = np.array([logits[source == i].sum() for i in source])
+        np.testing.assert_allclose(graph.continuity_weights(tau), logits / sums, rtol=1e-4)
 
 
 @given(st.permutations(range(8)))
@@ -108,15 +169,17 @@ def test_one_superpixel_has_no_edges():
     assert graph.pool(torch.ones(2, 5, 5)).tolist() == [[1, 1]]
 
 
-@given(label_images, st.integers(1, 3), st.integers(1, 4))
-@settings(max_examples=40)
-def test_averaging_counts_cells_by_the_pixels_in_them(labels, reduction, channels):
+@given(label_images, st.lists(st.integers(1, 3), min_size=3, max_size=3), st.booleans(), st.integers(1, 12))
+@settings(max_examples=60)
+def test_averaging_counts_cells_by_the_pixels_in_them(labels, sides, alike, channels):
     graph, superpixels, _ = make(labels)
-    reduced = tuple(-(-size // reduction) for size in labels.shape)
+    sides = [sides[0]] * labels.ndim if alike else sides[: labels.ndim]
+    reduced = tuple(-(-size // side) for size, side in zip(labels.shape, sides, strict=True))
     maps = np.random.default_rng(2).standard_normal((channels, *reduced)).astype(np.float32)
     wide = maps
-    for axis, size in enumerate(labels.shape, start=1):
-        wide = np.repeat(wide, reduction, axis).take(range(size), axis)
-    averages = graph.average(torch.from_numpy(maps), reduction)
+    for axis, (size, side) in enumerate(zip(labels.shape, sides, strict=True), start=1):
+        wide = np.repeat(wide, side, axis).take(range(size), axis)
+    averages = graph.average(torch.from_numpy(maps), sides[0] if alike else sides)
+    assert averages.dtype == np.float32
     for i in range(superpixels.count):
         np.testing.assert_allclose(averages[i], wide[:, superpixels.labels == i].mean(1), rtol=1e-4, atol=1e-5)
