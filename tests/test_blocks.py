@@ -127,3 +127,17 @@ def test_working_regions_divide_the_stored_voxels(shape, bins, block):
     for region in tiles(grid.working, block):
         counts[grid.stored(region)] += 1
     assert (counts == 1).all()
+
+
+def test_axes_are_not_mixed_up():
+    grid = make_grid((40, 60, 90), (1.0, 2.0, 4.0), scale=1.0, max_pixels=10**6, size=64.0, reduction=4)
+    assert grid.bins == (1, 1, 1)
+    assert grid.scale == (1.0, 2.0, 4.0)
+    assert grid.cells == (4, 2, 1)
+    side = (64 * 1 * 2 * 4) ** (1 / 3)
+    assert grid.seeds == (round(40 / side), round(60 / (side / 2)), round(90 / (side / 4)))
+
+
+def test_a_region_is_widened_to_no_multiples_if_none_are_told():
+    region = (slice(3, 5), slice(4, 6), slice(5, 8))
+    assert widened(region, (1, 1, 1), (9, 9, 9)) == (slice(2, 6), slice(3, 7), slice(4, 9))

@@ -485,3 +485,24 @@ def test_ids_as_large_as_no_class_are_refused(work, unlabelled):
         work(labels)
     labels[0, 1] = 2**24 - 1
     np.testing.assert_array_equal(classes.merge_classes(labels, []), labels)
+
+
+@pytest.mark.parametrize("k", [64, 65, 127, 128, 200, 333, 1000])
+def test_colours_beyond_the_palette_are_mixed_with_white_and_black_in_turn(k):
+    turn, entry = divmod(k, 64)
+    share = 0.2 + 0.5 * ((turn + 1) // 2 * 0.6180339887 % 1)
+    end = 255 if turn % 2 else 0
+    expected = [round(value * (1 - share) + end * share) for value in classes.palette(64)[entry].tolist()]
+    assert classes.palette(k + 1)[k].tolist() == expected
+
+
+def test_a_piece_that_grew_to_the_limit_stays():
+    labels = np.array([[1, 1, 2, 2, 3, 3, 3, 3, 3]])
+    assert classes.remove_small(labels, 4).tolist() == [[2, 2, 2, 2, 3, 3, 3, 3, 3]]
+
+
+def test_the_largest_class_of_a_type_can_be_given():
+    labels = np.array([[1, 2, 2, 2]], np.uint8)
+    assert classes.reassign_small(labels, 1, 2, 255).tolist() == [[255, 2, 2, 2]]
+    with pytest.raises(InputError, match="expected labels of a type that holds class 256, but got uint8"):
+        classes.reassign_small(labels, 1, 2, 256)
