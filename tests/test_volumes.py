@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import logging
+import os
 import pickle
 import re
 import sys
@@ -1285,3 +1286,16 @@ def test_a_file_that_hdf5_fails_on_without_a_word(tmp_path, monkeypatch, fault, 
     monkeypatch.setattr(hdf5, "PROBE", hdf5.PROBE[: hdf5.PROBE.index("from spwnet")] + fault)
     with pytest.raises(InputError, match=f"expected a readable HDF5 file, but the HDF5 library {message}"):
         open_volume(path)
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 8, 8)])
+def test_hdf5_that_is_cut_off_while_it_is_read_gives_no_zeros(tmp_path, chunks):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=np.ones((40, 50, 60), np.uint16), chunks=chunks)
+    whole = path.read_bytes()
+    volume = open_volume(path)
+    part = (slice(0, 40), slice(0, 50), slice(0, 60))
+    os.truncate(path, len(whole) // 2)
+    with pytest.raises(InputError, match=r"cannot read .*a\.h5"):
+        volume.read(part)

@@ -23,7 +23,9 @@ from spwnet.volumefiles.stored import Stored, by_chunks, guess_axes, reason_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from spwnet.volumefiles.stored import Steps
+    from numpy.typing import NDArray
+
+    from spwnet.volumefiles.stored import Steps, Take
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +100,28 @@ def describe_hdf5(dataset: Any, group: Any, at: str) -> Stored:
     with suppress(KeyError, TypeError, ValueError):
         sizes = [float(size) for size in dataset.attrs["element_size_um"]]
         steps = {axis: (size, "micrometer") for axis, size in zip("ZYX", sizes, strict=True)}
-    take = by_chunks(dataset.__getitem__, dataset.chunks)
+    take = _while_whole(Path(dataset.file.filename), by_chunks(dataset.__getitem__, dataset.chunks))
     return Stored(dataset.shape, dataset.dtype, take, axes, steps, dataset.chunks, within=at)
+
+
+def _while_whole(path: Path, take: Take) -> Take:
+    """Refuse what is read of a file that became shorter: beyond its end, HDF5 gives zeros without a word."""
+    if not path.is_file():
+        return take  # in memory
+    size = path.stat().st_size
+
+    def checked(index: tuple[slice, ...]) -> NDArray[Any]:
+        values = take(index)
+        # A name that is gone takes nothing from what is open.
+        left = path.stat().st_size if path.is_file() else size
+        if left < size:
+            raise InputError(
+                f"expected the {size:,} bytes that the file had when it was opened, but there are {left:,}; put it "
+                "back, and go on by `--resume`"
+            )
+        return values
+
+    return checked
 
 
 def _find_hdf5(file: Any, dataset: str | None) -> tuple[str, Any]:
