@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 
 import hypothesis
 import numpy as np
@@ -17,6 +18,9 @@ from spwnet.runs import Run
 # One busy machine must not fail a property that holds.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+# Started in the background by a shell, tests would inherit that Ctrl-C is ignored, and so would what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Benchmarks limit and kill processes by means of POSIX.
 collect_ignore = [] if os.name == "posix" else ["test_benchmarks.py"]
