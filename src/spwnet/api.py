@@ -26,7 +26,7 @@ from spwnet.presets import flat
 from spwnet.runs import Run, load
 from spwnet.scoring import SCORED_CLASSES, Neighbours, label_score
 from spwnet.segmenting import Segmentation, check_output, segment
-from spwnet.trained import TrainedModel, evidence_kinds, make_network
+from spwnet.trained import TrainedModel, check_labels, evidence_kinds, make_network, most_ids
 from spwnet.training import Fitted, Progress, fit, set_up_image, stoppable
 from spwnet.volumes import SliceSource, Volume
 from spwnet.volumesegmenting import VolumeSegmentation, check_options, segment_volume
@@ -105,7 +105,7 @@ def train(
         After Ctrl-C, with everything kept to go on from.
     """
     settings = settings or Settings()
-    _check_labels(settings)
+    check_labels(settings)
     if isinstance(images, Volume):
         if settings.volumes.mode == "supervoxels":
             if superpixels is not None:
@@ -310,29 +310,6 @@ def _check_stop(directory: Run | None, should_stop: Callable[[], bool]) -> None:
         raise Stopped(f"stopped after training, which is finished: {where}")
 
 
-def _check_labels(settings: Settings) -> None:
-    """Check before training that classes that are asked for by their ids can be there after it.
-
-    Raises
-    ------
-    SettingsError
-    """
-    labels = settings.labels
-    members = {k for one in labels.named for k in one.members}
-    missing = sorted(set(range(settings.most_classes)) - members)
-    if labels.named and missing:
-        raise SettingsError(
-            f"expected each of the {settings.most_classes} finest classes in one class of `labels.named`, but class "
-            f"{missing[0]} is in none; name classes after training, by `spwnet classes`"
-        )
-    if labels.mode == "codebook" and labels.classes == "auto" and (labels.merge or labels.reassign):
-        which = "merge" if labels.merge else "reassign"
-        raise SettingsError(
-            f"expected a number of classes by `labels.classes` that the ids in `labels.{which}` are of, but got "
-            "'auto', which is known after training alone; give one, or merge after training, by `spwnet classes`"
-        )
-
-
 def _start(directory: Run | None) -> float:
     """Note when the training began, for its checkpoints as well."""
     now = time.monotonic()
@@ -533,7 +510,7 @@ def run(
         given = [name for name, is_given in refused.items() if is_given]
         if given:
             raise SettingsError(f"expected no `{given[0]}` with a volume, as it is for images alone; leave it out")
-        most = _most_ids(settings)
+        most = most_ids(settings)
         if max(blocks.get("meshes", ()), default=0) >= most:
             raise SettingsError(f"expected classes 0 to {most - 1} for surfaces, but got {max(blocks['meshes'])}")
         model = train(
@@ -553,14 +530,6 @@ def run(
         overlays=overlays, uncertainty=uncertainty, **both,
     )  # fmt: skip
     return model, segmented
-
-
-def _most_ids(settings: Settings) -> int:
-    """Return what ids of classes will be below, as far as settings tell."""
-    labels = settings.labels
-    if labels.named:
-        return max(one.id for one in labels.named) + 1
-    return settings.most_classes if labels.mode != "codebook" or labels.classes == "auto" else labels.classes
 
 
 def _begin(

@@ -37,7 +37,7 @@ FAULTS = (
     ValueError,
     EOFError,
     KeyError,
-    NotImplementedError,
+    NotImplementedError,  # of a compression that zipfile does not know
     MemoryError,  # of a header that tells of more than there is
     RuntimeError,  # of an encrypted file
     zipfile.BadZipFile,

@@ -6,6 +6,7 @@ import copy
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,7 +48,7 @@ SLAB = 16
 """Working slices of a volume that are worked out together, for all of them take what lies around them."""
 
 
-class PlaneArray:
+class PlaneArray(ABC):
     """An array of ids that is made plane by plane; a subclass says how one is made.
 
     NumPy, Dask and napari take it for an array: it has `shape`, `dtype`, indexing by numbers and slices, which makes
@@ -74,9 +75,9 @@ class PlaneArray:
         # What it gives never changes, and what it keeps is shared.
         return self
 
+    @abstractmethod
     def plane(self, *where: int) -> Ids:
         """Return one plane, (H, W), by its position along each axis before the last two."""
-        raise NotImplementedError
 
     def __getitem__(self, key: Any) -> Any:
         parts = list(key) if isinstance(key, tuple) else [key]

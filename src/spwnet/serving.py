@@ -273,7 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         except OSError:
             raise
-        except Exception:
+        except Exception:  # a route that fails must not end the server
             logger.exception("the page asked for something that failed")
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "this failed; the log of the program says why")
 

@@ -207,3 +207,34 @@ def make_network(settings: Settings, channels: int, *, solid: bool = False) -> W
 def evidence_kinds(settings: Settings, channels: int, *, solid: bool = False) -> list[Kind]:
     """Return the kinds of evidence of the settings' descriptors, of superpixels or of supervoxels."""
     return kinds(settings.codebook.evidence, channels, settings.model.classes, solid=solid)
+
+
+def check_labels(settings: Settings) -> None:
+    """Check before training that classes that are asked for by their ids can be there after it.
+
+    Raises
+    ------
+    SettingsError
+    """
+    labels = settings.labels
+    members = {k for one in labels.named for k in one.members}
+    missing = sorted(set(range(settings.most_classes)) - members)
+    if labels.named and missing:
+        raise SettingsError(
+            f"expected each of the {settings.most_classes} finest classes in one class of `labels.named`, but class "
+            f"{missing[0]} is in none; name classes after training, by `spwnet classes`"
+        )
+    if labels.mode == "codebook" and labels.classes == "auto" and (labels.merge or labels.reassign):
+        which = "merge" if labels.merge else "reassign"
+        raise SettingsError(
+            f"expected a number of classes by `labels.classes` that the ids in `labels.{which}` are of, but got "
+            "'auto', which is known after training alone; give one, or merge after training, by `spwnet classes`"
+        )
+
+
+def most_ids(settings: Settings) -> int:
+    """Return what ids of classes will be below, as far as settings tell."""
+    labels = settings.labels
+    if labels.named:
+        return max(one.id for one in labels.named) + 1
+    return settings.most_classes if labels.mode != "codebook" or labels.classes == "auto" else labels.classes

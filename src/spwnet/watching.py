@@ -106,7 +106,7 @@ class Audience:
         for watcher in list(self._watchers):
             try:
                 found.append(what(watcher))
-            except Exception:
+            except Exception:  # whatever a watcher fails with, training goes on
                 self._watchers.remove(watcher)
                 logger.warning("%s failed; training goes on without it", type(watcher).__name__, exc_info=True)
                 _close(watcher)
@@ -130,7 +130,7 @@ class Audience:
 def _close(watcher: Watcher) -> None:
     try:
         watcher.close()
-    except Exception:
+    except Exception:  # as above
         logger.warning("%s could not be closed", type(watcher).__name__, exc_info=True)
 
 

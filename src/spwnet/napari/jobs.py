@@ -76,13 +76,14 @@ class Job(Generic[T]):
         Exception
             Whatever the work raises.
         """
-        outcome: list[tuple[T | None, BaseException | None]] = []
+        results: list[T] = []
+        errors: list[BaseException] = []
 
         def run() -> None:
             try:
-                outcome.append((self._work(self), None))
+                results.append(self._work(self))
             except BaseException as error:  # passed on to the thread that asks
-                outcome.append((None, error))
+                errors.append(error)
 
         thread = self._thread = threading.Thread(target=run, name="spwnet")
         thread.start()
@@ -96,10 +97,9 @@ class Job(Generic[T]):
             if thread.is_alive():
                 self.stop()
         thread.join()
-        result, error = outcome[0]
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]
+        if errors:
+            raise errors[0]
+        return results[0]
 
     def finish(self) -> T:
         """Do the work, and return what it gives, without looking on."""
