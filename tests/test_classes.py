@@ -501,6 +501,12 @@ def test_a_piece_that_grew_to_the_limit_stays():
     assert classes.remove_small(labels, 4).tolist() == [[2, 2, 2, 2, 3, 3, 3, 3, 3]]
 
 
+def test_contacts_go_over_to_what_a_piece_goes_into():
+    """First 1 becomes 2, which then touches 3 and 4 alike."""
+    labels = np.array([[4, 4, 4, 4, 1, 2, 2, 3, 3, 3, 3]])
+    assert classes.remove_small(labels, 4).tolist() == [[4, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3]]
+
+
 def test_the_largest_class_of_a_type_can_be_given():
     labels = np.array([[1, 2, 2, 2]], np.uint8)
     assert classes.reassign_small(labels, 1, 2, 255).tolist() == [[255, 2, 2, 2]]

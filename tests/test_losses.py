@@ -96,6 +96,18 @@ def test_dense_cut_of_thin_images(shape):
     assert found.item() == pytest.approx(dense_cut_by_loops(p, image), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "part", [(slice(0, 9), slice(0, 9)), (slice(2, 12), slice(5, 14)), (slice(3, 5), slice(0, 14))]
+)
+def test_cropped_weights_are_those_of_the_part_alone(rng, part):
+    image = torch.from_numpy(rng.random((3, 12, 14), dtype=np.float32) / 20)
+    weights, offsets = losses.cropped_cut_weights(*losses.dense_cut_weights(image), part)
+    expected, of = losses.dense_cut_weights(image[(slice(None), *part)].contiguous())
+    assert offsets == of
+    torch.testing.assert_close(weights, expected, rtol=1e-6, atol=0)
+    assert expected.count_nonzero() > 0
+
+
 def test_dense_continuity_in_2d_and_3d(rng):
     f = rng.standard_normal((2, 6, 7))
     expected = (np.abs(np.diff(f, axis=1)).mean() + np.abs(np.diff(f, axis=2)).mean()) / 2
