@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors import safe_open
 
 import spwnet
 from spwnet import previews, training, watching
@@ -25,7 +24,7 @@ from spwnet.presets import make_settings
 from spwnet.training import Progress
 from spwnet.watching import Audience, LivePage, NotebookView, TensorBoardView, Watcher, watchers
 from tests.browser import open_browser, open_page
-from tests.conftest import TINY, picture
+from tests.conftest import TINY, assert_same_checkpoints, picture
 
 EVIL = "<img src=x onerror=alert(1)> & \"co\" 'x'"
 
@@ -116,15 +115,6 @@ def test_watchers_of_what_learns_nothing_see_inputs_and_classes(pictures):
     assert seen.steps == []
     assert [shot.rows[0].labels is None for shot in seen.shots] == [True, False]
     assert seen.heard == [("finished", "")]
-
-
-def assert_same_checkpoints(*runs):
-    """But for the seconds that they took."""
-    files = [safe_open(run / "checkpoint.safetensors", framework="np") for run in runs]
-    a, b = ({name: file.get_tensor(name).tobytes() for name in file.keys()} for file in files)  # noqa: SIM118
-    assert a == b
-    a, b = ({**file.metadata(), "seconds": ""} for file in files)
-    assert a == b
 
 
 def test_stop_and_keep_equals_a_training_whose_steps_end_there(folder, tmp_path):
