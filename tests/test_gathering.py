@@ -109,6 +109,20 @@ def test_where_images_do_not_fit_patches_of_them_are_trained_on(folder, tmp_path
         description.write_text(text)
 
 
+@pytest.mark.parametrize("memory", [1e12, 40 * 52 * 700 * 1.2])
+def test_training_on_images_that_are_the_same_is_resumed(pictures, tmp_path, monkeypatch, memory):
+    settings = make_settings(overrides={**TINY, "model.n_blocks": 1})
+    monkeypatch.setattr(gathering, "PATCH_SIDE", 24)
+    memory_is(monkeypatch, memory)
+    twice = [pictures[0], pictures[0]]
+    before = spwnet.train(twice, tmp_path / "run", settings=settings, frames="all")
+    description = tmp_path / "run" / "run.json"
+    description.write_text(description.read_text().replace('"finished": true', '"finished": false'))
+    again = spwnet.train(twice, tmp_path / "run", settings=settings, frames="all", resume=True)
+    assert again.info["images"] == before.info["images"]
+    assert len(before.info["images"]) == (2 if memory > 1e9 else 4)
+
+
 @pytest.mark.parametrize("overrides", [{}, {"images.scale": 0.7, "images.margin": 2}, {"superpixels.method": "none"}])
 def test_where_an_image_does_not_fit_it_is_labelled_in_patches(folder, monkeypatch, caplog, overrides):
     model = spwnet.train(folder, settings=make_settings(overrides={**TINY, **overrides}))

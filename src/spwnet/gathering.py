@@ -115,11 +115,10 @@ def gather(
         )  # fmt: skip
     pairs, described = [], []
     for image, index, digest, some in zip(raw, chosen, digests, patches, strict=True):
+        own = label_source(index)
         for number, patch in enumerate(some, start=1):
             name = image.name if len(some) == 1 else f"{image.name} ({number} of {len(some)})"
-            prepared, regions = prepare_image(
-                replace(image, name=name), settings, normalisation, label_source(index), patch
-            )
+            prepared, regions = prepare_image(replace(image, name=name), settings, normalisation, own, patch)
             pairs.append((prepared, regions))
             height, width = prepared.unit.shape[:2]
             count = None if regions is None else regions.count
@@ -164,7 +163,9 @@ def patches_in(info: dict[str, Any]) -> dict[str, list[Patch | None]]:
             if patch is not None:
                 (top, bottom), (left, right) = patch
                 patch = slice(int(top), int(bottom)), slice(int(left), int(right))
-            found.setdefault(image["sha256"], []).append(patch)
+            # Of images that are the same, each has these patches.
+            if patch not in (known := found.setdefault(image["sha256"], [])):
+                known.append(patch)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"expected the training images in run.json as written, but: {error!r}; start again by `--overwrite`"
